@@ -17,6 +17,7 @@ def sam_tiny_config(input_size: int = INPUT_SIZE) -> SamConfig:
             "num_attention_heads": 6,
             "mlp_ratio": 4.0,
             "output_channels": CHANNELS,
+            "num_pos_feats": CHANNELS // 2,
             "window_size": 8,
             "global_attn_indexes": [3, 7],
         },

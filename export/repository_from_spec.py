@@ -1,0 +1,138 @@
+"""Renders a Triton model repository from the spec. Standard library only: `make check` re-renders without torch."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.spec import GraphSpec, ModelSpec, Runtime, TensorSpec, graph_specs
+from service.tensors import ENCODER_MODEL, PARAMETER_DIGEST, PARAMETER_MODEL, PROMPT_BUCKETS, TOKEN_BUCKETS
+
+TEMPLATE = Path(__file__).resolve().parent / "templates" / "model.py"
+MODEL_FILES: dict[Runtime, str] = {"cpu": "model.onnx", "tensorrt": "model.plan"}
+_HEADER = (
+    "# Rendered by `python -m export repository`; edit export/spec.py or export/repository_from_spec.py instead.\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """How many requests may wait, and how long, before Triton refuses them.
+
+    A request's own timeout counts only where a default is set, and only when it is smaller (Triton core,
+    scheduler_utils.cc): without `default_timeout_us` the gateway's deadlines would be ignored.
+    """
+
+    max_size: int
+    default_timeout_us: int
+
+
+_QUEUES: dict[Runtime, tuple[QueuePolicy, QueuePolicy]] = {  # (encoder, decoder and refiner)
+    "cpu": (QueuePolicy(32, 60_000_000), QueuePolicy(256, 60_000_000)),
+    "tensorrt": (QueuePolicy(128, 30_000_000), QueuePolicy(1024, 30_000_000)),
+}
+
+
+def render(model: ModelSpec, digest: str, runtime: Runtime) -> dict[str, str]:
+    """Return the repository's text files, path relative to its folder -> content.
+
+    Args:
+        model: what is served.
+        digest: "sha256:<hex>" of the checkpoint; the gateway reads it from Triton and keys its cache by it.
+        runtime: "cpu" (Python backend, ONNX Runtime) or "tensorrt".
+    """
+    files: dict[str, str] = {}
+    for graph in graph_specs(model.geometry):
+        files[f"{graph.name}/config.pbtxt"] = config_text(graph, model.name, digest, runtime)
+        if runtime == "cpu":
+            files[f"{graph.name}/1/model.py"] = TEMPLATE.read_text(encoding="utf-8")
+    return files
+
+
+def write_repository(files: dict[str, str], folder: Path) -> None:
+    """Write rendered files under `folder`, making what is missing."""
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def differences(files: dict[str, str], folder: Path) -> str:
+    """Return a unified diff from what lies in `folder` to what would be rendered; empty when they agree."""
+    parts: list[str] = []
+    for name, wanted in files.items():
+        path = folder / name
+        found = path.read_text(encoding="utf-8") if path.is_file() else ""
+        parts += difflib.unified_diff(
+            found.splitlines(keepends=True),
+            wanted.splitlines(keepends=True),
+            f"{path} (committed)",
+            f"{name} (rendered)",
+        )
+    return "".join(parts)
+
+
+def config_text(graph: GraphSpec, model_name: str, digest: str, runtime: Runtime) -> str:
+    """Render one config.pbtxt, complete: it loads with --disable-auto-complete-config."""
+    queue = _QUEUES[runtime][graph.name != ENCODER_MODEL]
+    backend = 'backend: "python"\n' if runtime == "cpu" else 'backend: "tensorrt"\n'
+    kind = "KIND_CPU" if runtime == "cpu" else "KIND_GPU"
+    parts = [
+        _HEADER,
+        f'name: "{graph.name}"\n',
+        backend,
+        f'default_model_filename: "{"model.py" if runtime == "cpu" else MODEL_FILES[runtime]}"\n',
+        f"max_batch_size: {graph.images.largest}\n",
+        *(_io_text("input", tensor) for tensor in graph.inputs),
+        *(_io_text("output", tensor) for tensor in graph.outputs),
+        f"instance_group [ {{ kind: {kind} count: 1 }} ]\n",
+        _batching_text(queue),
+        _parameter_text(PARAMETER_MODEL, model_name),
+        _parameter_text(PARAMETER_DIGEST, digest),
+        *(_warmup_text(graph, sizes) for sizes in warmup_sizes(graph)),
+    ]
+    return "".join(parts)
+
+
+def warmup_sizes(graph: GraphSpec) -> list[tuple[int, int]]:
+    """Return the (P, N) pairs to warm up: every bucket of each, with the smallest of the other; (0, 0) for no axes."""
+    if graph.prompts is None or graph.tokens is None:
+        return [(0, 0)]
+    by_tokens = [(PROMPT_BUCKETS[0], tokens) for tokens in TOKEN_BUCKETS]
+    return by_tokens + [(prompts, TOKEN_BUCKETS[0]) for prompts in PROMPT_BUCKETS[1:]]
+
+
+def _io_text(kind: str, tensor: TensorSpec) -> str:
+    dims = ", ".join(str(dim) if isinstance(dim, int) else "-1" for dim in tensor.dims)
+    return f'{kind} [ {{ name: "{tensor.name}" data_type: TYPE_{tensor.dtype} dims: [ {dims} ] }} ]\n'
+
+
+def _batching_text(queue: QueuePolicy) -> str:
+    return (
+        "dynamic_batching {\n"
+        "  default_queue_policy {\n"
+        "    timeout_action: REJECT\n"
+        f"    default_timeout_microseconds: {queue.default_timeout_us}\n"
+        "    allow_timeout_override: true\n"
+        f"    max_queue_size: {queue.max_size}\n"
+        "  }\n"
+        "}\n"
+    )
+
+
+def _parameter_text(key: str, value: str) -> str:
+    return f'parameters {{ key: "{key}" value: {{ string_value: "{value}" }} }}\n'
+
+
+def _warmup_text(graph: GraphSpec, sizes: tuple[int, int]) -> str:
+    prompts, tokens = sizes
+    sized = {"P": prompts, "N": tokens}
+    lines = [
+        "model_warmup [ {\n",
+        f'  name: "{f"P={prompts} N={tokens}" if prompts else "one image"}"\n',
+        "  batch_size: 1\n",
+    ]
+    for tensor in graph.inputs:
+        dims = ", ".join(str(dim if isinstance(dim, int) else sized[dim]) for dim in tensor.dims)
+        value = f"data_type: TYPE_{tensor.dtype} dims: [ {dims} ] zero_data: true"
+        lines.append(f'  inputs {{ key: "{tensor.name}" value: {{ {value} }} }}\n')
+    return "".join([*lines, "} ]\n"])

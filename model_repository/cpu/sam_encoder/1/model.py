@@ -1,0 +1,133 @@
+"""Serves one ONNX graph through Triton's Python backend and ONNX Runtime, one run for a whole dynamic batch.
+
+Copied into every model of model_repository/cpu/ by `python -m export repository`; edit export/templates/model.py.
+The backend's interpreter ignores PYTHONPATH and virtual environments, so the folders that hold numpy and onnxruntime
+come from the environment variable SAM_SITE_PACKAGES (separated by the system's path separator), if it is set.
+"""
+
+import ctypes
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+SITE_PACKAGES = "SAM_SITE_PACKAGES"
+# A batch of many-prompt requests is run in slices of about this many prompts, so that memory stays bounded.
+MAX_PROMPTS_PER_RUN = 64
+
+
+def cpu_limit() -> int:
+    """CPUs this process may use: the smaller of its affinity and its cgroup's quota (v2, then v1), at least 1."""
+    available = len(os.sched_getaffinity(0))
+    for quota_path, period_path in (
+        ("/sys/fs/cgroup/cpu.max", None),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+    ):
+        try:
+            words = Path(quota_path).read_text().split()
+            period = words[1] if period_path is None else Path(period_path).read_text()
+            quota_us, period_us = float(words[0]), float(period)
+        except (OSError, ValueError, IndexError):
+            continue  # no such cgroup, or no quota ("max")
+        if quota_us > 0:
+            return max(1, min(available, math.ceil(quota_us / period_us)))
+    return max(1, available)
+
+
+def dlpack_capsule(array: Any) -> Any:  # noqa: ANN401 - numpy is not importable yet when this is defined
+    """Return `array` as a DLPack capsule that Triton's stub can take over.
+
+    Handed the array itself, a stub built against numpy 1 reads a numpy 2 array's item size as 0 and answers with no
+    bytes. It also renames a capsule it has taken to something numpy's destructor does not know and complains about on
+    every call, hence no destructor: the taken tensor's own deleter frees the array.
+    """
+    capsule = array.__dlpack__()
+    set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
+    set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
+    set_destructor(capsule, None)
+    return capsule
+
+
+class TritonPythonModel:
+    """One model instance; Triton calls `initialize` once and `execute` with every dynamic batch."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load model.onnx beside this file. `args` is the backend's: JSON model_config, repository folder, version."""
+        sys.path[:0] = [path for path in os.environ.get(SITE_PACKAGES, "").split(os.pathsep) if path]
+        import numpy as np  # noqa: PLC0415 - importable only now
+        import onnxruntime as ort  # noqa: PLC0415
+        import triton_python_backend_utils as pb_utils  # noqa: PLC0415 - exists only inside Triton
+
+        self.np, self.triton = np, pb_utils
+        config = json.loads(args["model_config"])
+        self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.outputs = [tensor["name"] for tensor in config["output"]]
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = cpu_limit()
+        options.inter_op_num_threads = 1
+        # Spinning threads double the latency as soon as something else wants the CPU (the gateway does).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # ONNX Runtime's fused CPU kernel for residual + LayerNorm is slower than the two it replaces.
+        self.session = ort.InferenceSession(
+            str(Path(args["model_repository"]) / args["model_version"] / "model.onnx"),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["SkipLayerNormFusion"],
+        )
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request; a request that fails alone does not fail the others of its batch."""
+        answers: list[Any] = [None] * len(requests)
+        feeds = []
+        for index, request in enumerate(requests):
+            if request.is_cancelled():
+                error = self.triton.TritonError("the request was cancelled", self.triton.TritonError.CANCELLED)
+                answers[index] = self.triton.InferenceResponse([], error)
+            else:
+                feeds.append((index, self._feed(request)))
+        try:
+            results = self._run([feed for _, feed in feeds]) if feeds else []
+        except Exception:  # noqa: BLE001 - whichever it is, the requests are tried one by one below
+            results = [None] * len(feeds)
+        for (index, feed), result in zip(feeds, results, strict=True):
+            answers[index] = self._answer(feed) if result is None else self._response(result)
+        return answers
+
+    def _feed(self, request: Any) -> dict[str, Any]:  # noqa: ANN401 - Triton's types exist only inside Triton
+        return {name: self.triton.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
+
+    def _run(self, feeds: list[dict[str, Any]]) -> list[list[Any]]:
+        """Run all feeds, stacked on the image axis, and split the outputs again. Shapes are equal: Triton sees to it."""
+        counts = [len(feed[self.inputs[0]]) for feed in feeds]
+        stacked = {
+            name: feeds[0][name] if len(feeds) == 1 else self.np.concatenate([feed[name] for feed in feeds])
+            for name in self.inputs
+        }
+        total = sum(counts)
+        prompts = stacked["point_labels"].shape[1] if "point_labels" in stacked else 1
+        step = max(1, MAX_PROMPTS_PER_RUN // prompts)
+        runs = [
+            self.session.run(self.outputs, {name: array[start : start + step] for name, array in stacked.items()})
+            for start in range(0, total, step)
+        ]
+        outputs = [
+            runs[0][index] if len(runs) == 1 else self.np.concatenate([run[index] for run in runs])
+            for index in range(len(self.outputs))
+        ]
+        ends = self.np.cumsum(counts)
+        return [[output[end - count : end] for output in outputs] for count, end in zip(counts, ends, strict=True)]
+
+    def _answer(self, feed: dict[str, Any]) -> Any:  # noqa: ANN401
+        try:
+            return self._response(self._run([feed])[0])
+        except Exception as error:  # noqa: BLE001 - the one place where a graph's failure becomes an answer
+            return self.triton.InferenceResponse([], self.triton.TritonError(f"inference failed: {error}"))
+
+    def _response(self, outputs: list[Any]) -> Any:  # noqa: ANN401
+        tensors = [
+            self.triton.Tensor.from_dlpack(name, dlpack_capsule(self.np.ascontiguousarray(output)))
+            for name, output in zip(self.outputs, outputs, strict=True)
+        ]
+        return self.triton.InferenceResponse(tensors)
