@@ -16,7 +16,7 @@ GEOMETRY = Geometry(input_size=64, grid_size=4, channels=8)
 
 
 class FakeBackend:
-    """Embeds an image as its mean colour; mask k of a prompt is a disc of radius 2 + k low-res pixels on its first point.
+    """Embeds an image as its mean colour; mask k of a prompt is a disc on its first point, radius 2 + k low-res pixels.
 
     `gate` must be set for `encode` to go on; `error`, when not None, is raised by every call. `encodes` and `decodes`
     count calls begun.
