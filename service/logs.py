@@ -31,7 +31,8 @@ def configure_logging(level: str, log_format: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(CONSOLE_FORMAT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for chatty in ("uvicorn", "grpc", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def log_failure(log: logging.Logger, error: BaseException) -> None:

@@ -25,6 +25,7 @@ HARMLESS = ("pinned_memory_manager.cc", "CudaDriverHelper has not been initializ
 
 STOP_S = 10.0
 PR_SET_PDEATHSIG = 1
+UTILITIES = "triton_python_backend_utils.py"
 SHM = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 
 
@@ -148,10 +149,10 @@ class TritonProcess:
 
 async def _log_lines(lines: asyncio.StreamReader | None) -> None:
     """Pass the server's words on to our log, until it ends."""
-    while lines is not None and (line := (await lines.readline()).decode(errors="replace").rstrip()):
-        level = logging.WARNING if line.startswith(("W", "E", "F")) else logging.DEBUG
-        if not any(words in line for words in HARMLESS):
-            triton_log.log(level, "%s", line)
+    while lines is not None and (raw := await lines.readline()):
+        line = raw.decode(errors="replace").rstrip()
+        if line and not any(words in line for words in HARMLESS):
+            triton_log.log(logging.WARNING if line.startswith(("W", "E", "F")) else logging.DEBUG, "%s", line)
 
 
 def _check_free(host: str, port: int, setting: str) -> None:
@@ -164,10 +165,17 @@ def _check_free(host: str, port: int, setting: str) -> None:
 
 
 def _lay_out_backend(installation: Installation, folder: Path) -> None:
-    """Put library, utilities and the stub of this Python side by side, as Triton wants them."""
+    """Put library, utilities and the stub of this Python side by side, as Triton wants them.
+
+    The stub ignores PYTHONPATH, and its utilities, the first thing it imports, need numpy: they are told where it lies.
+    """
     folder.mkdir(parents=True)
     for file in installation.python_backend.iterdir():
-        (folder / file.name).symlink_to(file)
+        if file.name == UTILITIES:
+            site_packages = f"import sys; sys.path += {site.getsitepackages()!r}\n"
+            (folder / file.name).write_text(site_packages + file.read_text())
+        else:
+            (folder / file.name).symlink_to(file)
     stub = folder / installation.stub.name
     shutil.copyfile(installation.stub, stub)
     stub.chmod(0o755)
@@ -178,7 +186,6 @@ def _environment(installation: Installation) -> dict[str, str]:
     return {
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
-        "SAM_SITE_PACKAGES": os.pathsep.join(site.getsitepackages()),  # the stub ignores PYTHONPATH
     }
 
 

@@ -19,6 +19,11 @@ START_S = 90.0
 PORTS = ("SAM_HTTP_PORT", "SAM_GRPC_PORT", "SAM_METRICS_PORT", "SAM_TRITON_METRICS_PORT")
 
 
+def shared_memory() -> set[Path]:
+    """Return the shared-memory files that the service or its Triton could have made."""
+    return {file for file in SHM.iterdir() if file.name.startswith(("sam", "triton"))}
+
+
 def free_ports(count: int) -> list[int]:
     """Return ports that nobody listens on; all are held until all are found, so that they differ."""
     sockets = [socket.socket() for _ in range(count)]
@@ -113,7 +118,7 @@ class RunningService:
     def launch(cls, *, embedded: bool = True, expected_code: int = 0, **settings: str) -> Iterator["RunningService"]:
         """Run the service for the block, ready or not; afterwards nothing of it is left, or the test fails."""
         merged = {**free_settings(), "SAM_LOG_LEVEL": "warning", **settings}
-        shm_before = set(SHM.iterdir())
+        shm_before = shared_memory()
         command = [sys.executable, "-m", "service", *(["--embedded"] if embedded else [])]
         process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, **merged}, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -132,7 +137,7 @@ class RunningService:
                 os.kill(pid, signal.SIGKILL)
             assert code == expected_code, f"the service ended with {code}"
             assert not left, "processes left behind"
-            assert not set(SHM.iterdir()) - shm_before, "shared memory left behind"
+            assert not shared_memory() - shm_before, "shared memory left behind"
 
     @classmethod
     @contextmanager
