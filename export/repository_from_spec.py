@@ -4,10 +4,14 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.spec import GraphSpec, ModelSpec, Runtime, TensorSpec, graph_specs
+from export.manifest import ManifestError, read_manifest, sha256_of
+from export.spec import MODELS, GraphSpec, ModelSpec, Runtime, TensorSpec, graph_specs
 from service.tensors import ENCODER_MODEL, PARAMETER_DIGEST, PARAMETER_MODEL, PROMPT_BUCKETS, TOKEN_BUCKETS
 
-TEMPLATE = Path(__file__).resolve().parent / "templates" / "model.py"
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = ROOT / "export" / "templates" / "model.py"
+# Which model each committed repository is rendered for; `python -m export all` renders for the model it installs.
+COMMITTED_MODELS: dict[Runtime, ModelSpec] = {"cpu": MODELS["sam-tiny"], "tensorrt": MODELS["sam-vit-h"]}
 MODEL_FILES: dict[Runtime, str] = {"cpu": "model.onnx", "tensorrt": "model.plan"}
 _HEADER = (
     "# Rendered by `python -m export repository`; edit export/spec.py or export/repository_from_spec.py instead.\n"
@@ -46,6 +50,34 @@ def render(model: ModelSpec, digest: str, runtime: Runtime) -> dict[str, str]:
         if runtime == "cpu":
             files[f"{graph.name}/1/model.py"] = TEMPLATE.read_text(encoding="utf-8")
     return files
+
+
+def default_repository(runtime: Runtime) -> Path:
+    """Return the folder that this checkout serves from."""
+    return ROOT / "model_repository" / runtime
+
+
+def known_digest(model: ModelSpec) -> str:
+    """Return the digest of a model's default weights: of the bundled file, or of Meta's official one."""
+    bundled = ROOT / model.default_checkpoint
+    return sha256_of(bundled) if bundled.is_file() else model.official_digest
+
+
+def stale_graphs(model: ModelSpec, folder: Path) -> list[str]:
+    """Return a line per committed ONNX graph that does not come from the bundled checkpoint, or was changed since."""
+    lines = []
+    for graph in graph_specs(model.geometry):
+        place = folder / graph.name / "1"
+        try:
+            manifest = read_manifest(place)
+        except ManifestError as error:
+            lines.append(f"{error}\n")
+            continue
+        if manifest.checkpoint != known_digest(model):
+            lines.append(f"{place} was made from another checkpoint: run `python -m export all --model {model.name}`\n")
+        if manifest.onnx != sha256_of(place / MODEL_FILES["cpu"]):
+            lines.append(f"{place / MODEL_FILES['cpu']} is not the file its manifest describes\n")
+    return lines
 
 
 def write_repository(files: dict[str, str], folder: Path) -> None:

@@ -6,6 +6,7 @@ Everything else in this package, the committed `config.pbtxt` files included, is
 from dataclasses import dataclass
 from typing import Literal
 
+from export.architecture import SAM_TINY, SAM_VIT_B, SAM_VIT_H, SAM_VIT_L, Architecture
 from service.tensors import (
     DECODER_MODEL,
     EMBEDDING,
@@ -28,11 +29,22 @@ Dim = int | Literal["P", "N"]  # P prompts per image, N tokens per prompt; the b
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model this project knows: its name, geometry and where its weights come from when nobody says."""
+    """A model this project knows: its name, architecture, and where its weights come from when nobody says.
+
+    `default_checkpoint` is a path below the repository's root, or a Hugging Face id; `official_file` and
+    `official_digest` ("sha256:<hex>") are Meta's, at dl.fbaipublicfiles.com/segment_anything/.
+    """
 
     name: str
-    geometry: Geometry
+    architecture: Architecture
     default_checkpoint: str
+    official_file: str = ""
+    official_digest: str = ""
+
+    @property
+    def geometry(self) -> Geometry:
+        """What the tensors' shapes depend on."""
+        return self.architecture.geometry
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +87,31 @@ class GraphSpec:
         return found
 
 
-_SAM_GEOMETRY = Geometry(input_size=1024, grid_size=64, channels=256)
-
 MODELS: dict[str, ModelSpec] = {
     model.name: model
     for model in (
-        ModelSpec("sam-tiny", Geometry(input_size=512, grid_size=32, channels=128), "export/tiny/sam-tiny.safetensors"),
-        ModelSpec("sam-vit-b", _SAM_GEOMETRY, "facebook/sam-vit-base"),
-        ModelSpec("sam-vit-l", _SAM_GEOMETRY, "facebook/sam-vit-large"),
-        ModelSpec("sam-vit-h", _SAM_GEOMETRY, "facebook/sam-vit-huge"),
+        ModelSpec("sam-tiny", SAM_TINY, "export/tiny/sam-tiny.safetensors"),
+        ModelSpec(
+            "sam-vit-b",
+            SAM_VIT_B,
+            "facebook/sam-vit-base",
+            "sam_vit_b_01ec64.pth",
+            "sha256:ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        ),
+        ModelSpec(
+            "sam-vit-l",
+            SAM_VIT_L,
+            "facebook/sam-vit-large",
+            "sam_vit_l_0b3195.pth",
+            "sha256:3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        ),
+        ModelSpec(
+            "sam-vit-h",
+            SAM_VIT_H,
+            "facebook/sam-vit-huge",
+            "sam_vit_h_4b8939.pth",
+            "sha256:a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        ),
     )
 }
 

@@ -80,7 +80,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request; a request that fails alone does not fail the others of its batch."""
         answers: list[Any] = [None] * len(requests)
-        feeds = []
+        feeds: list[tuple[int, dict[str, Any]]] = []
         for index, request in enumerate(requests):
             if request.is_cancelled():
                 error = self.triton.TritonError("the request was cancelled", self.triton.TritonError.CANCELLED)
@@ -89,17 +89,19 @@ class TritonPythonModel:
                 feeds.append((index, self._feed(request)))
         try:
             results = self._run([feed for _, feed in feeds]) if feeds else []
-        except Exception:  # noqa: BLE001 - whichever it is, the requests are tried one by one below
-            results = [None] * len(feeds)
-        for (index, feed), result in zip(feeds, results, strict=True):
-            answers[index] = self._answer(feed) if result is None else self._response(result)
+        except Exception:  # noqa: BLE001 - whichever request it was: they are tried one by one
+            for index, feed in feeds:
+                answers[index] = self._answer(feed)
+        else:
+            for (index, _), result in zip(feeds, results, strict=True):
+                answers[index] = self._response(result)
         return answers
 
     def _feed(self, request: Any) -> dict[str, Any]:  # noqa: ANN401 - Triton's types exist only inside Triton
         return {name: self.triton.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
 
     def _run(self, feeds: list[dict[str, Any]]) -> list[list[Any]]:
-        """Run all feeds, stacked on the image axis, and split the outputs again. Shapes are equal: Triton sees to it."""
+        """Run all feeds, stacked on the image axis (Triton merges only equal shapes), and split the outputs again."""
         counts = [len(feed[self.inputs[0]]) for feed in feeds]
         stacked = {
             name: feeds[0][name] if len(feeds) == 1 else self.np.concatenate([feed[name] for feed in feeds])

@@ -1,4 +1,4 @@
-"""The decoder's attention layers, each in two forms that compute the same thing.
+"""The decoder's attention layers, in two forms that compute the same thing.
 
 `Projected*` projects both sides, as the original does: right where products are cheap, on a GPU.
 `Absorbed*` folds the image-side projections into the few tokens, as multi-head latent attention does: with 7 tokens and
@@ -6,31 +6,17 @@
 tokens, which is what prompts have.
 
 Tokens are [B, P, T, C]. The image is [B, P or 1, L, C]: until a prompt has written to it, all prompts share one row.
-`bias` is [B, P, 1, 1, T], 0 for a token and `INERT` for padding.
+`bias` is [B, P, 1, 1, T], 0 for a token and `INERT` for padding. "Placed" means: with positions added.
 """
-
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers.models.sam.modeling_sam import SamAttention
 
+from export.weights import Weights
 from export.wrappers.layers import Affine, softmax
 
 # Far below any score, finite in FP16, and exp() of it is exactly 0 in FP32: a padding token's weight is exactly 0.
 INERT = -30000.0
-
-
-class TokenToImage(Protocol):
-    """Tokens read the image: (tokens, image with positions, image) -> update of the tokens."""
-
-    def __call__(self, tokens: Tensor, placed: Tensor, image: Tensor) -> Tensor: ...
-
-
-class ImageToToken(Protocol):
-    """The image reads the tokens: (image with positions, tokens with positions, tokens, bias) -> update of the image."""
-
-    def __call__(self, placed: Tensor, placed_tokens: Tensor, tokens: Tensor, bias: Tensor) -> Tensor: ...
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -47,14 +33,14 @@ def join_heads(x: Tensor) -> Tensor:
 class Projected(nn.Module):
     """Multi-head attention as the original computes it, except that the query is scaled before the first product."""
 
-    def __init__(self, source: SamAttention, dtype: torch.dtype) -> None:
+    def __init__(self, source: Weights, heads: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.heads = source.num_attention_heads
-        self.scale = (source.internal_dim // self.heads) ** -0.5
-        self.query = Affine.from_linear(source.q_proj, dtype)
-        self.key = Affine.from_linear(source.k_proj, dtype)
-        self.value = Affine.from_linear(source.v_proj, dtype)
-        self.out = Affine.from_linear(source.out_proj, dtype)
+        self.heads = heads
+        self.query = Affine.linear(source.at("q_proj"), dtype)
+        self.key = Affine.linear(source.at("k_proj"), dtype)
+        self.value = Affine.linear(source.at("v_proj"), dtype)
+        self.out = Affine.linear(source.at("out_proj"), dtype)
+        self.scale = (source["q_proj.weight"].shape[0] // heads) ** -0.5
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """[B, P, T, C], [B, P, U, C] twice, bias [B, P, 1, 1, U] -> [B, P, T, C]."""
@@ -64,18 +50,80 @@ class Projected(nn.Module):
         scores = query @ key.transpose(-1, -2)
         if bias is not None:
             scores = scores + bias
-        return self.out(join_heads(softmax(scores) @ value))
+        read: Tensor = self.out(join_heads(softmax(scores) @ value))
+        return read
 
 
 class ProjectedTokenToImage(Projected):
-    """`TokenToImage` with keys and values projected from every image position."""
+    """Tokens read the image: (placed tokens, placed image, image) -> update of the tokens."""
 
-    def forward(self, tokens: Tensor, placed: Tensor, image: Tensor) -> Tensor:
-        return self.attend(tokens, placed, image, None)
+    def forward(self, placed_tokens: Tensor, placed: Tensor, image: Tensor) -> Tensor:
+        return self.attend(placed_tokens, placed, image, None)
 
 
 class ProjectedImageToToken(Projected):
-    """`ImageToToken` with queries projected from every image position."""
+    """The image reads the tokens: (placed image, placed tokens, tokens, bias) -> update of the image."""
 
     def forward(self, placed: Tensor, placed_tokens: Tensor, tokens: Tensor, bias: Tensor) -> Tensor:
         return self.attend(placed, placed_tokens, tokens, bias)
+
+
+def _per_head(weight: Tensor, heads: int) -> Tensor:
+    """[heads*d, C] -> [heads, d, C]."""
+    return weight.reshape(heads, -1, weight.shape[1])
+
+
+class AbsorbedTokenToImage(nn.Module):
+    """`ProjectedTokenToImage` with the key's projection applied to the query, and the value's to what was read.
+
+    The key's bias adds the same to every score of a query and so drops out of the softmax; the value's adds itself
+    once, because the weights sum to 1.
+    """
+
+    def __init__(self, source: Weights, heads: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.heads = heads
+        scale = (source["q_proj.weight"].shape[0] // heads) ** -0.5
+        self.query = Affine(source["q_proj.weight"].t() * scale, source["q_proj.bias"] * scale, dtype)
+        self.key = nn.Buffer(_per_head(source["k_proj.weight"], heads).to(dtype))
+        self.value = nn.Buffer(_per_head(source["v_proj.weight"], heads).transpose(1, 2).contiguous().to(dtype))
+        out = source["out_proj.weight"].t()
+        self.out = Affine(out, source["v_proj.bias"] @ out + source["out_proj.bias"], dtype)
+
+    def forward(self, placed_tokens: Tensor, placed: Tensor, image: Tensor) -> Tensor:
+        images, prompts, tokens, channels = placed_tokens.shape
+        query = split_heads(self.query(placed_tokens), self.heads) @ self.key
+        scores = query.reshape(images, prompts, self.heads * tokens, channels) @ placed.transpose(-1, -2)
+        read = (softmax(scores) @ image).reshape(images, prompts, self.heads, tokens, channels)
+        update: Tensor = self.out(join_heads(read @ self.value))
+        return update
+
+
+class AbsorbedImageToToken(nn.Module):
+    """`ProjectedImageToToken` with the query's projection applied to the keys, and the output's to the values.
+
+    Both products with the image are then one matrix product over all heads: [L, C] x [C, heads*T] and back.
+    """
+
+    def __init__(self, source: Weights, heads: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.heads = heads
+        scale = (source["q_proj.weight"].shape[0] // heads) ** -0.5
+        self.key = Affine.linear(source.at("k_proj"), dtype)
+        self.value = Affine.linear(source.at("v_proj"), dtype)
+        self.query = nn.Buffer(_per_head(source["q_proj.weight"] * scale, heads).to(dtype))
+        self.query_bias = nn.Buffer((source["q_proj.bias"] * scale).reshape(heads, -1, 1).to(dtype))
+        self.out = nn.Buffer(_per_head(source["out_proj.weight"].t(), heads).to(dtype))
+        self.out_bias = nn.Buffer(source["out_proj.bias"].to(dtype))
+
+    def forward(self, placed: Tensor, placed_tokens: Tensor, tokens: Tensor, bias: Tensor) -> Tensor:
+        images, prompts, count, channels = tokens.shape
+        columns, length = self.heads * count, placed.shape[2]
+        key = split_heads(self.key(placed_tokens), self.heads)
+        value = split_heads(self.value(tokens), self.heads) @ self.out
+        offset = (key @ self.query_bias).transpose(-1, -2) + bias
+        absorbed = (key @ self.query).reshape(images, prompts, columns, channels)
+        scores = placed @ absorbed.transpose(-1, -2) + offset.reshape(images, prompts, 1, columns)
+        weights = softmax(scores.reshape(images, prompts, length, self.heads, count))
+        weights = weights.reshape(images, prompts, length, columns)
+        return weights @ value.reshape(images, prompts, columns, channels) + self.out_bias

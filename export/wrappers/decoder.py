@@ -2,39 +2,51 @@
 
 Against the original (segment-anything 1.0, `MaskDecoder.predict_masks`): no `repeat_interleave` (a prompt's copy of the
 image appears only once it differs), channels stay last, the scale sits on the query, padding tokens are masked out of
-attention, and all four masks are returned. The arithmetic is the original's, its LayerNorm epsilon included:
-transformers' `SamMaskDecoder` uses 1e-6 where the original's two-way transformer uses PyTorch's 1e-5.
+attention, and all four masks are returned. The arithmetic is the original's.
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SamModel
-from transformers.models.sam.modeling_sam import SamFeedForward, SamMaskDecoder, SamTwoWayAttentionBlock
 
-from export.wrappers.attention import INERT, Projected, ProjectedImageToToken, ProjectedTokenToImage
+from export.architecture import CHANNELS_EPS, TRANSFORMER_EPS, Architecture
+from export.weights import Weights
+from export.wrappers.attention import (
+    INERT,
+    AbsorbedImageToToken,
+    AbsorbedTokenToImage,
+    Projected,
+    ProjectedImageToToken,
+    ProjectedTokenToImage,
+)
 from export.wrappers.layers import Affine, Norm
 from export.wrappers.prompts import MaskPrompt, SparsePrompt, dense_positions
 from service.tensors import LABEL_PADDING, MASKS_PER_PROMPT
 
-TRANSFORMER_EPS = 1e-5
+Form = Literal["projected", "absorbed"]
+_TOKEN_TO_IMAGE = {"projected": ProjectedTokenToImage, "absorbed": AbsorbedTokenToImage}
+_IMAGE_TO_TOKEN = {"projected": ProjectedImageToToken, "absorbed": AbsorbedImageToToken}
+_LAYERS = 2
+_MLP_LAYERS = ("proj_in", "layers.0", "proj_out")
 
 
 class TwoWayBlock(nn.Module):
     """One layer of the two-way transformer: tokens read tokens, then the image, then the image reads the tokens."""
 
-    def __init__(self, source: SamTwoWayAttentionBlock, dtype: torch.dtype) -> None:
+    def __init__(self, source: Weights, heads: int, dtype: torch.dtype, form: Form, *, is_first: bool) -> None:
         super().__init__()
-        self.is_first = source.skip_first_layer_pe
-        self.self_attention = Projected(source.self_attn, dtype)
-        self.norm1 = Norm(source.layer_norm1, TRANSFORMER_EPS)
-        self.token_to_image = ProjectedTokenToImage(source.cross_attn_token_to_image, dtype)
-        self.norm2 = Norm(source.layer_norm2, TRANSFORMER_EPS)
-        self.mlp_in = Affine.from_linear(source.mlp.lin1, dtype)
-        self.mlp_out = Affine.from_linear(source.mlp.lin2, dtype)
-        self.norm3 = Norm(source.layer_norm3, TRANSFORMER_EPS)
-        self.image_to_token = ProjectedImageToToken(source.cross_attn_image_to_token, dtype)
-        self.norm4 = Norm(source.layer_norm4, TRANSFORMER_EPS)
+        self.is_first = is_first
+        self.self_attention = Projected(source.at("self_attn"), heads, dtype)
+        self.norm1 = Norm(source.at("layer_norm1"), TRANSFORMER_EPS)
+        self.token_to_image = _TOKEN_TO_IMAGE[form](source.at("cross_attn_token_to_image"), heads, dtype)
+        self.norm2 = Norm(source.at("layer_norm2"), TRANSFORMER_EPS)
+        self.mlp_in = Affine.linear(source.at("mlp.lin1"), dtype)
+        self.mlp_out = Affine.linear(source.at("mlp.lin2"), dtype)
+        self.norm3 = Norm(source.at("layer_norm3"), TRANSFORMER_EPS)
+        self.image_to_token = _IMAGE_TO_TOKEN[form](source.at("cross_attn_image_to_token"), heads, dtype)
+        self.norm4 = Norm(source.at("layer_norm4"), TRANSFORMER_EPS)
 
     def forward(
         self, tokens: Tensor, image: Tensor, prompt: Tensor, positions: Tensor, bias: Tensor
@@ -53,28 +65,24 @@ class TwoWayBlock(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear layers with ReLU between them, `branches` of them side by side on the last axis but one.
+    """Three linear layers with ReLU between them, for several branches side by side on the last axis but one.
 
     [..., branches, in] -> [..., branches, out]: the four hypernetworks are three batched products, not twelve.
     """
 
-    def __init__(self, sources: list[SamFeedForward], dtype: torch.dtype) -> None:
+    def __init__(self, sources: list[Weights], dtype: torch.dtype) -> None:
         super().__init__()
-        columns = zip(*([s.proj_in, *s.layers, s.proj_out] for s in sources), strict=True)
-        self.weights = nn.ParameterList()
-        self.biases = nn.ParameterList()
-        for column in columns:
-            weight = torch.stack([layer.weight.detach().t() for layer in column]).to(dtype)
-            bias = torch.stack([layer.bias.detach()[None] for layer in column]).to(dtype)
-            self.weights.append(nn.Parameter(weight, requires_grad=False))
-            self.biases.append(nn.Parameter(bias, requires_grad=False))
+        for index, layer in enumerate(_MLP_LAYERS):
+            weight = torch.stack([source[f"{layer}.weight"].t() for source in sources])
+            bias = torch.stack([source[f"{layer}.bias"][None] for source in sources])
+            self.register_buffer(f"weight{index}", weight.to(dtype))
+            self.register_buffer(f"bias{index}", bias.to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[..., None, :]
-        last = len(self.weights) - 1
-        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = x @ weight + bias
-            x = F.relu(x) if index < last else x
+        for index in range(len(_MLP_LAYERS)):
+            x = x @ self.get_buffer(f"weight{index}") + self.get_buffer(f"bias{index}")
+            x = F.relu(x) if index < len(_MLP_LAYERS) - 1 else x
         return x[..., 0, :]
 
 
@@ -85,17 +93,12 @@ class Upscaler(nn.Module):
     finished masks are rearranged.
     """
 
-    def __init__(self, source: SamMaskDecoder, grid: int, dtype: torch.dtype) -> None:
+    def __init__(self, source: Weights, grid: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.grid = grid
-        self.up1 = self._as_product(source.upscale_conv1, dtype)
-        self.norm = Norm(source.upscale_layer_norm, source.upscale_layer_norm.eps)
-        self.up2 = self._as_product(source.upscale_conv2, dtype)
-
-    @staticmethod
-    def _as_product(source: nn.ConvTranspose2d, dtype: torch.dtype) -> Affine:
-        weight = source.weight.permute(0, 2, 3, 1).reshape(source.weight.shape[0], -1)
-        return Affine(weight, None if source.bias is None else source.bias.repeat(4), dtype)
+        self.up1 = Affine.strided_transposed(source.at("upscale_conv1"), dtype)
+        self.norm = Norm(source.at("upscale_layer_norm"), CHANNELS_EPS)
+        self.up2 = Affine.strided_transposed(source.at("upscale_conv2"), dtype)
 
     def forward(self, image: Tensor, hyper: Tensor) -> Tensor:
         """Image [B, P, L, C] and hyper [B, P, 4, C/8] -> masks [B, P, 4, 4G, 4G]."""
@@ -112,25 +115,33 @@ class MaskDecoder(nn.Module):
     """`sam_decoder`: embedding, points -> low-res masks and predicted IoU (shapes: DESIGN.md, "Tensors").
 
     Args:
-        sam: the model whose weights are copied.
+        weights: of the whole model.
+        shape: its architecture.
         dtype: precision of the products; torch.float32 or torch.float16.
+        form: of the attention between tokens and image, see `export.wrappers.attention`.
     """
 
-    def __init__(self, sam: SamModel, dtype: torch.dtype) -> None:
+    def __init__(self, weights: Weights, shape: Architecture, dtype: torch.dtype, form: Form = "projected") -> None:
         super().__init__()
-        source = sam.mask_decoder
+        source = weights.at("mask_decoder")
+        transformer = source.at("transformer")
         self.dtype = dtype
-        self.grid = sam.config.vision_config.image_size // sam.config.vision_config.patch_size
-        self.sparse = SparsePrompt(sam)
-        self.no_mask = nn.Buffer(sam.prompt_encoder.no_mask_embed.weight.detach().to(dtype))
-        self.positions = nn.Buffer(dense_positions(sam, self.grid).to(dtype))
-        self.output_tokens = nn.Buffer(torch.cat([source.iou_token.weight, source.mask_tokens.weight]).detach())
-        self.blocks = nn.ModuleList(TwoWayBlock(layer, dtype) for layer in source.transformer.layers)
-        self.final_attention = ProjectedTokenToImage(source.transformer.final_attn_token_to_image, dtype)
-        self.final_norm = Norm(source.transformer.layer_norm_final_attn, TRANSFORMER_EPS)
-        self.hypernetworks = Mlp(list(source.output_hypernetworks_mlps), dtype)
-        self.iou_head = Mlp([source.iou_prediction_head], dtype)
-        self.upscaler = Upscaler(source, self.grid, dtype)
+        self.grid = shape.grid
+        self.sparse = SparsePrompt(weights, shape)
+        self.no_mask = nn.Buffer(weights["prompt_encoder.no_mask_embed.weight"].to(dtype))
+        self.positions = nn.Buffer(dense_positions(weights, shape.grid).to(dtype))
+        self.output_tokens = nn.Buffer(torch.cat([source["iou_token.weight"], source["mask_tokens.weight"]]))
+        self.blocks = nn.ModuleList(
+            TwoWayBlock(transformer.at(f"layers.{i}"), shape.decoder_heads, dtype, form, is_first=i == 0)
+            for i in range(_LAYERS)
+        )
+        final = transformer.at("final_attn_token_to_image")
+        self.final_attention = _TOKEN_TO_IMAGE[form](final, shape.decoder_heads, dtype)
+        self.final_norm = Norm(transformer.at("layer_norm_final_attn"), TRANSFORMER_EPS)
+        hypernetworks = [source.at(f"output_hypernetworks_mlps.{i}") for i in range(MASKS_PER_PROMPT)]
+        self.hypernetworks = Mlp(hypernetworks, dtype)
+        self.iou_head = Mlp([source.at("iou_prediction_head")], dtype)
+        self.upscaler = Upscaler(source, shape.grid, dtype)
 
     def forward(self, embedding: Tensor, point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return low_res_masks FP16 [B, P, 4, 4G, 4G] and iou_scores FP32 [B, P, 4]."""
@@ -165,9 +176,9 @@ class MaskDecoder(nn.Module):
 class MaskRefiner(MaskDecoder):
     """`sam_refiner`: the decoder, with an earlier answer's low-res logits as a further prompt."""
 
-    def __init__(self, sam: SamModel, dtype: torch.dtype) -> None:
-        super().__init__(sam, dtype)
-        self.dense = MaskPrompt(sam, dtype)
+    def __init__(self, weights: Weights, shape: Architecture, dtype: torch.dtype, form: Form = "projected") -> None:
+        super().__init__(weights, shape, dtype, form)
+        self.dense = MaskPrompt(weights, shape, dtype)
 
     def forward(  # type: ignore[override]
         self, embedding: Tensor, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor

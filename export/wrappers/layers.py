@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.weights import Weights
+
 
 class Norm(nn.Module):
     """LayerNorm over the last axis, computed in FP32 whatever the input's precision; returns the input's precision."""
 
-    def __init__(self, source: nn.LayerNorm, eps: float) -> None:
+    def __init__(self, source: Weights, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Buffer(source.weight.detach().float())
-        self.bias = nn.Buffer(source.bias.detach().float())
+        self.weight = nn.Buffer(source["weight"])
+        self.bias = nn.Buffer(source["bias"])
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,16 +31,28 @@ class Affine(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = nn.Buffer(weight.detach().to(dtype).contiguous())
-        self.bias = None if bias is None else nn.Buffer(bias.detach().to(dtype))
+        self.weight = nn.Buffer(weight.to(dtype).contiguous())
+        self.bias = None if bias is None else nn.Buffer(bias.to(dtype))
 
     @classmethod
-    def from_linear(cls, source: nn.Linear, dtype: torch.dtype) -> "Affine":
-        """Copy a linear layer."""
-        return cls(source.weight.t(), source.bias, dtype)
+    def linear(cls, source: Weights, dtype: torch.dtype) -> "Affine":
+        """Take over a linear layer."""
+        return cls(source["weight"].t(), source["bias"], dtype)
+
+    @classmethod
+    def strided(cls, source: Weights, dtype: torch.dtype) -> "Affine":
+        """Take over a convolution whose stride is its kernel's side, [out, in, k, k], as a product over `patches`."""
+        weight = source["weight"]
+        return cls(weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0]), source["bias"], dtype)
+
+    @classmethod
+    def strided_transposed(cls, source: Weights, dtype: torch.dtype) -> "Affine":
+        """Take over a transposed convolution, stride = kernel 2, [in, out, 2, 2]: 4*out columns, (row, column, out)."""
+        weight = source["weight"]
+        return cls(weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1), source["bias"].repeat(4), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x @ self.weight
+        y: Tensor = x @ self.weight
         return y if self.bias is None else y + self.bias
 
 
@@ -66,8 +80,3 @@ def patches(x: Tensor, grid: int, size: int) -> Tensor:
     channels = x.shape[-1]
     x = x.reshape(-1, grid, size, grid, size, channels).permute(0, 1, 3, 2, 4, 5)
     return x.reshape(-1, grid * grid, size * size * channels)
-
-
-def patch_weight(weight: Tensor) -> Tensor:
-    """Convolution kernel [out, in, k, k] with stride k as a matrix [k*k*in, out] for `patches`."""
-    return weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0])

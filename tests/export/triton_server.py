@@ -18,6 +18,8 @@ import tritonclient.grpc as triton
 
 @dataclass(frozen=True, slots=True)
 class RunningTriton:
+    """A client of the server, and where it logs."""
+
     client: triton.InferenceServerClient
     log: Path
 

@@ -1,0 +1,91 @@
+"""The commands of `python -m export` that need torch."""
+
+import argparse
+import tempfile
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from export.build import build_engines, export_graphs, install
+from export.candidates import Candidate, EngineCandidate, OnnxCandidate, TorchReference, graph_folder
+from export.checkpoint import Checkpoint, CheckpointError, Notify, default_source, load_checkpoint
+from export.engine_from_onnx import EngineError, find_builder
+from export.manifest import ManifestError, read_manifest, write_manifest
+from export.photographs import PhotographError, bundled_photographs, photographs_from
+from export.repository_from_spec import default_repository
+from export.spec import MODELS, graph_specs
+from export.verify import Floors, Report, verify
+
+EXPECTED_ERRORS = (CheckpointError, EngineError, ManifestError, PhotographError)
+
+
+def run_onnx(options: argparse.Namespace, notify: Notify) -> int:
+    """Write the graphs of a checkpoint as ONNX."""
+    export_graphs(_checkpoint(options, notify), options.precision, options.output, notify)
+    return 0
+
+
+def run_engine(options: argparse.Namespace, notify: Notify) -> int:
+    """Build engines from a folder of ONNX graphs."""
+    builder = find_builder(options.flavour)
+    build_engines(MODELS[options.model], builder, options.onnx, options.output, options.compute_capability, notify)
+    return 0
+
+
+def run_verify(options: argparse.Namespace, notify: Notify) -> int:
+    """Verify what is installed, or a folder of ONNX graphs; 1 below the floor."""
+    folder = options.onnx or options.repository or default_repository(options.runtime)
+    runs_onnx = options.runtime == "cpu" or options.onnx is not None
+    report = _verified(_checkpoint(options, notify), folder, options, notify, runs_onnx=runs_onnx)
+    return 0 if report.passes else 1
+
+
+def run_all(options: argparse.Namespace, notify: Notify) -> int:
+    """Checkpoint -> ONNX (-> engines) -> gate -> repository. Below the floor nothing is installed; returns 1."""
+    is_cpu = options.runtime == "cpu"
+    builder = None if is_cpu else find_builder(options.flavour)  # before the long steps
+    checkpoint = _checkpoint(options, notify)
+    scratch = nullcontext(str(options.work)) if options.work else tempfile.TemporaryDirectory(prefix="sam-export-")
+    with scratch as name:
+        built = Path(name) / "onnx"
+        export_graphs(checkpoint, "fp32" if is_cpu else "fp16", built, notify)
+        if builder is not None:
+            engines = Path(name) / "engines"
+            build_engines(checkpoint.model, builder, built, engines, (), notify)
+            built = engines
+        report = _verified(checkpoint, built, options, notify, runs_onnx=is_cpu)
+        if not report.passes:
+            notify("nothing was installed")
+            return 1
+        for graph in graph_specs(checkpoint.model.geometry):
+            place = built / graph.name
+            write_manifest(replace(read_manifest(place), verification=report.figures()), place)
+        repository = options.repository or default_repository(options.runtime)
+        install(checkpoint.model, options.runtime, built, repository)
+    notify(f"installed {checkpoint.model.name} in {repository}")
+    return 0
+
+
+def _checkpoint(options: argparse.Namespace, notify: Notify) -> Checkpoint:
+    model = MODELS[options.model]
+    return load_checkpoint(model, options.checkpoint or default_source(model), notify)
+
+
+def _verified(
+    checkpoint: Checkpoint, folder: Path, options: argparse.Namespace, notify: Notify, *, runs_onnx: bool
+) -> Report:
+    """Compare the graphs in `folder` with the checkpoint in FP32 and tell the table."""
+    shape = checkpoint.model.architecture
+    graphs = graph_specs(shape.geometry)
+    for graph in graphs:
+        made_from = read_manifest(graph_folder(folder, graph.name)).checkpoint
+        if made_from != checkpoint.digest:
+            raise ManifestError(f"{folder / graph.name} was made from another checkpoint ({made_from})")
+    candidate: Candidate = (
+        OnnxCandidate(graphs, folder) if runs_onnx else EngineCandidate(graphs, folder, find_builder(options.flavour))
+    )
+    photographs = [*photographs_from(options.images, shape.input_size), *bundled_photographs(shape.input_size)]
+    notify(f"verifying against FP32 on {len(photographs)} images")
+    report = verify(TorchReference(checkpoint), candidate, photographs, Floors())
+    notify(report.table())
+    return report
