@@ -19,7 +19,10 @@ from prometheus_client import (
     start_http_server,
 )
 
+from service.auth import Authoriser, parse_api_keys
+from service.cache.arena import discard_arenas
 from service.cache.embeddings import EmbeddingCache
+from service.cache.index import Limits
 from service.errors import SegmentError, StartError
 from service.image import ImageLimits, trust_own_limits
 from service.metrics import Metrics
@@ -33,6 +36,8 @@ from service.triton_process import TritonProcess
 
 log = logging.getLogger(__name__)
 
+LATE_WRITE_S = 30.0  # how long after its deadline Triton could still write the embedding of an encode it had begun
+MAX_LEASE_S = 5.0
 PROBE_TIMEOUT_S = 10.0
 PROBE_EVERY_S = 2.0
 PROBE_EVERY_UNREADY_S = 0.2
@@ -63,10 +68,13 @@ async def serve(settings: Settings, *, embedded: bool, on_ready: Callable[[], No
         http_socket = stack.enter_context(_listening(settings.host, settings.http_port))
         stack.enter_context(_serving_metrics(settings.host, settings.metrics_port, registry))
         triton = await stack.enter_async_context(_local_triton(settings)) if embedded else None
-        backend = await stack.enter_async_context(_connected(settings.triton_url))
-        segmenter = _segmenter(settings, backend, metrics)
-        rpc = RpcServer(segmenter, metrics, settings.host, settings.grpc_port)
-        http = _http_server(create_app(segmenter, metrics), settings.drain_s)
+        backend = await stack.enter_async_context(_connected(settings))
+        cache = _cache(settings, metrics)
+        stack.callback(cache.close)
+        segmenter = _segmenter(settings, backend, cache, metrics)
+        authoriser = _authoriser(settings)
+        rpc = RpcServer(segmenter, authoriser, metrics, settings.host, settings.grpc_port)
+        http = _http_server(create_app(segmenter, authoriser, metrics), settings.drain_s)
         await stack.enter_async_context(_serving_requests(segmenter, http, http_socket, rpc, settings.drain_s))
         await stack.enter_async_context(_in_background(_keep_probing(segmenter, rpc, on_ready)))
         await _until_stopped(stop, triton)
@@ -79,17 +87,39 @@ def _registry() -> CollectorRegistry:
     return registry
 
 
-def _segmenter(settings: Settings, backend: TritonBackend, metrics: Metrics) -> Segmenter:
-    cache = EmbeddingCache(settings.cache_bytes)
+def _arena_name(settings: Settings) -> str:
+    return f"sam-{settings.http_port}"
+
+
+def _cache(settings: Settings, metrics: Metrics) -> EmbeddingCache:
+    limits = Limits(
+        claim_s=settings.default_deadline_s + LATE_WRITE_S,
+        lease_s=min(settings.default_deadline_s, MAX_LEASE_S),
+        ttl_s=settings.cache_ttl_s,
+        tenant_share=settings.tenant_cache_share,
+    )
+    cache = EmbeddingCache(name=_arena_name(settings), max_bytes=settings.cache_bytes, limits=limits, observer=metrics)
     metrics.watch_cache(cache)
+    return cache
+
+
+def _segmenter(settings: Settings, backend: TritonBackend, cache: EmbeddingCache, metrics: Metrics) -> Segmenter:
     return Segmenter(
         backend=backend,
         cache=cache,
         permits=Permits(settings.max_concurrency),
         limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
         max_deadline_s=settings.default_deadline_s,
+        secret=settings.cache_secret.get_secret_value().encode(),
         on_done=metrics.observe,
     )
+
+
+def _authoriser(settings: Settings) -> Authoriser:
+    authoriser = Authoriser(parse_api_keys(settings.api_keys.get_secret_value()))
+    if authoriser.is_open:
+        log.warning("auth.open SAM_API_KEYS is not set: anybody who reaches the ports may call, as one tenant")
+    return authoriser
 
 
 def _http_server(app: FastAPI, drain_s: float) -> _HttpServer:
@@ -140,11 +170,12 @@ async def _local_triton(settings: Settings) -> AsyncIterator[TritonProcess]:
         yield triton
     finally:
         await triton.stop()
+        discard_arenas(_arena_name(settings))  # on a machine for trying things out, nothing is left behind
 
 
 @asynccontextmanager
-async def _connected(triton_url: str) -> AsyncIterator[TritonBackend]:
-    backend = TritonBackend(triton_url)
+async def _connected(settings: Settings) -> AsyncIterator[TritonBackend]:
+    backend = TritonBackend(settings.triton_url, shared_memory=settings.triton_transport == "shm")
     try:
         yield backend
     finally:

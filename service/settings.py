@@ -2,8 +2,10 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.auth import parse_api_keys
 
 MIB = 1024 * 1024
 
@@ -34,11 +36,37 @@ class Settings(BaseSettings):
         default="model_repository/cpu", description="Embedded mode: the folder the local Triton serves."
     )
 
-    cache_bytes: int = Field(
-        default=512 * MIB,
-        ge=MIB,
-        description="Bytes of embeddings to keep, least recently used dropped first. A ViT embedding is 2 MiB.",
+    triton_transport: Literal["shm", "inline"] = Field(
+        default="shm", description="inline when Triton runs on another machine: embeddings travel in the messages."
     )
+
+    cache_bytes: int = Field(
+        default=256 * MIB,
+        ge=MIB,
+        description="Bytes of shared memory for embeddings, allocated at start. A ViT embedding is 2 MiB.",
+    )
+    cache_ttl_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="Drop embeddings this long after they were made; 0 keeps them while there is room.",
+    )
+    tenant_cache_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="The part of the cache that one tenant may fill, so that others keep theirs.",
+    )
+    cache_secret: SecretStr = Field(
+        default=SecretStr(""),
+        max_length=64,
+        description="Keys the names of cached images and their MACs. Needed, and the same for all, with SAM_REDIS_URL.",
+    )
+    api_keys: SecretStr = Field(
+        default=SecretStr(""),
+        description="name:<SHA-256 of the key> of each tenant, separated by commas; give a tenant two to rotate. "
+        "Empty: anybody may call, as one anonymous tenant.",
+    )
+
     max_image_bytes: int = Field(default=32 * MIB, ge=1, description="Larger uploads are refused while they arrive.")
     max_image_pixels: int = Field(
         default=64_000_000,
@@ -64,3 +92,9 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Verbosity of the log.")
     log_format: Literal["console", "json"] = Field(default="console", description="json for log collectors.")
+
+    @field_validator("api_keys")
+    @classmethod
+    def _api_keys_parse(cls, value: SecretStr) -> SecretStr:
+        parse_api_keys(value.get_secret_value())
+        return value

@@ -13,15 +13,12 @@ from pathlib import Path
 
 import httpx
 
+from service.cache.arena import discard_arenas
+
 ROOT = Path(__file__).parent.parent
 SHM = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 START_S = 90.0
 PORTS = ("SAM_HTTP_PORT", "SAM_GRPC_PORT", "SAM_METRICS_PORT", "SAM_TRITON_METRICS_PORT")
-
-
-def shared_memory() -> set[Path]:
-    """Return the shared-memory files that the service or its Triton could have made."""
-    return {file for file in SHM.iterdir() if file.name.startswith(("sam", "triton"))}
 
 
 def free_ports(count: int) -> list[int]:
@@ -75,6 +72,14 @@ class RunningService:
     def grpc_address(self) -> str:
         return f"127.0.0.1:{self.settings['SAM_GRPC_PORT']}"
 
+    @property
+    def arena_name(self) -> str:
+        return f"sam-{self.settings['SAM_HTTP_PORT']}"
+
+    def shared_memory(self) -> list[Path]:
+        """Return the shared-memory files of this service and its Triton."""
+        return [*SHM.glob(f"{self.arena_name}.*"), *SHM.glob(f"sam_triton_{self.process.pid}_*")]
+
     def metrics(self) -> dict[str, float]:
         """Return the gateway's samples by name and labels, e.g. 'sam_requests_total{outcome="ok",...}'."""
         return samples(f"http://127.0.0.1:{self.settings['SAM_METRICS_PORT']}/metrics")
@@ -118,7 +123,6 @@ class RunningService:
     def launch(cls, *, embedded: bool = True, expected_code: int = 0, **settings: str) -> Iterator["RunningService"]:
         """Run the service for the block, ready or not; afterwards nothing of it is left, or the test fails."""
         merged = {**free_settings(), "SAM_LOG_LEVEL": "warning", **settings}
-        shm_before = shared_memory()
         command = [sys.executable, "-m", "service", *(["--embedded"] if embedded else [])]
         process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, **merged}, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -130,6 +134,8 @@ class RunningService:
         finally:
             children = descendants_of(process.pid)
             code = running.stop()
+            if not embedded or code < 0:  # then the cache outlives the gateway on purpose, for the next one
+                discard_arenas(running.arena_name)
             if process.stdout:
                 process.stdout.close()
             left = [pid for pid in children if Path(f"/proc/{pid}").exists()]
@@ -137,7 +143,7 @@ class RunningService:
                 os.kill(pid, signal.SIGKILL)
             assert code == expected_code, f"the service ended with {code}"
             assert not left, "processes left behind"
-            assert not shared_memory() - shm_before, "shared memory left behind"
+            assert not running.shared_memory(), "shared memory left behind"
 
     @classmethod
     @contextmanager

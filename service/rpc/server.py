@@ -7,6 +7,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from service.auth import Authoriser
 from service.errors import StartError
 from service.metrics import Metrics
 from service.rpc.interceptors import RequestObserver
@@ -22,7 +23,7 @@ MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 class RpcServer:
     """gRPC on `host`:`port`; `set_ready` is what health checks tell."""
 
-    def __init__(self, segmenter: Segmenter, metrics: Metrics, host: str, port: int) -> None:
+    def __init__(self, segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics, host: str, port: int) -> None:
         self._health = HealthServicer()
         self._server: Any = grpc.aio.server(
             interceptors=[RequestObserver(metrics)],
@@ -31,7 +32,7 @@ class RpcServer:
                 ("grpc.max_receive_message_length", segmenter.limits.max_bytes + MESSAGE_OVERHEAD_BYTES),
             ],
         )
-        pb_grpc.add_SegmentAnythingServicer_to_server(SegmentAnythingServicer(segmenter), self._server)  # type: ignore[no-untyped-call]
+        pb_grpc.add_SegmentAnythingServicer_to_server(SegmentAnythingServicer(segmenter, authoriser), self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)

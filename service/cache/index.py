@@ -1,0 +1,299 @@
+"""The arena's index: which slot holds which image, in a SQLite file that any number of processes share.
+
+A slot is `free`, `claimed` (somebody encodes into it) or `ready`. Two clocks protect what lies in it:
+
+- A **claim** lasts until the last moment at which Triton could still write into the slot. Only then is a slot whose
+  claimant died, failed or was cancelled given to somebody else, so that a late answer cannot spoil another image.
+- A **lease**: a ready slot is given away only when nobody has used it for `lease_s`. Readers check the slot's header
+  after decoding as well, so a slot recycled under a reader costs that reader its answer, never a wrong one.
+
+All times are seconds of the system's clock, the one clock that processes share; a claim also names the process that
+holds it, so that a dead one's followers need not wait for it.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from time import time
+
+SCHEMA_VERSION = 1
+TOUCH_EVERY_S = 1.0
+BUSY_TIMEOUT_S = 5.0
+
+SCHEMA = """
+CREATE TABLE slots (
+    slot INTEGER PRIMARY KEY,
+    generation INTEGER NOT NULL DEFAULT 0,
+    key BLOB UNIQUE,                       -- NULL unless ready
+    tenant TEXT, image_id TEXT, digest TEXT,
+    created_s REAL NOT NULL DEFAULT 0,
+    last_used_s REAL NOT NULL DEFAULT 0,
+    reusable_s REAL NOT NULL DEFAULT 0     -- when not ready: nobody may take the slot before
+);
+CREATE INDEX slots_by_age ON slots (key IS NULL, last_used_s);
+CREATE INDEX slots_by_tenant ON slots (tenant, last_used_s) WHERE key IS NOT NULL;
+CREATE TABLE claims (
+    key BLOB NOT NULL, digest TEXT NOT NULL,
+    slot INTEGER NOT NULL, generation INTEGER NOT NULL,
+    owner TEXT NOT NULL, until_s REAL NOT NULL,
+    PRIMARY KEY (key, digest)
+) WITHOUT ROWID;
+"""
+
+
+class EvictionReason(StrEnum):
+    """Why an embedding left."""
+
+    LRU = "lru"
+    TTL = "ttl"
+    QUOTA = "quota"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One ready slot."""
+
+    slot: int
+    generation: int
+    tenant: str
+    image_id: str
+    digest: str
+    created_s: float
+    last_used_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to write into a slot, until `until_s`; `evicted` says what had to go for it, and how old it was."""
+
+    key: bytes
+    digest: str
+    slot: int
+    generation: int
+    until_s: float
+    evicted: tuple[EvictionReason, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long claims and leases last (see the module's first lines), and entries: `ttl_s` 0 is until they are evicted.
+
+    `tenant_share` is the part of all slots, 0 to 1, that one tenant may fill.
+    """
+
+    claim_s: float
+    lease_s: float
+    ttl_s: float = 0.0
+    tenant_share: float = 1.0
+
+
+def this_process() -> str:
+    """Return a name of this process that no later one can have: its pid and its start time."""
+    return f"{os.getpid()}:{_start_time(os.getpid())}"
+
+
+def _start_time(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def _is_alive(owner: str) -> bool:
+    pid, _, start = owner.partition(":")
+    return _start_time(int(pid)) == start != ""
+
+
+class Index:
+    """The index at `path`, made by `create`. For one thread; other processes open it themselves."""
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        self._limits = limits
+        self._owner = this_process()
+        self._database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        self._database.execute("PRAGMA synchronous=OFF")  # it lives in memory: a crash of the machine takes it anyway
+        (slots,) = self._database.execute("SELECT count(*) FROM slots").fetchone()
+        self._quota_slots = max(1, int(limits.tenant_share * slots))
+
+    @staticmethod
+    def create(path: Path, slots: int) -> None:
+        """Make a new index of `slots` free slots."""
+        database = sqlite3.connect(path, isolation_level=None)
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+            database.executescript(SCHEMA)
+            database.execute("BEGIN")
+            database.executemany("INSERT INTO slots (slot) VALUES (?)", ((slot,) for slot in range(slots)))
+            database.execute("COMMIT")
+            database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        finally:
+            database.close()
+
+    @staticmethod
+    def is_usable(path: Path, slots: int) -> bool:
+        """Whether the file is a complete index of this version with `slots` slots."""
+        if not path.exists():
+            return False
+        try:
+            database = sqlite3.connect(f"file:{path}?mode=rw", uri=True)
+            try:
+                (version,) = database.execute("PRAGMA user_version").fetchone()
+                (count,) = database.execute("SELECT count(*) FROM slots").fetchone()
+            finally:
+                database.close()
+        except sqlite3.DatabaseError:
+            return False
+        return (version, count) == (SCHEMA_VERSION, slots)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def find(self, key: bytes, *, touch: bool = True) -> Entry | None:
+        """Return the ready, unexpired entry of `key`, or None; `touch` counts it as used, written once a second."""
+        row = self._database.execute(
+            "SELECT slot, generation, tenant, image_id, digest, created_s, last_used_s FROM slots WHERE key = ?", (key,)
+        ).fetchone()
+        if row is None:
+            return None
+        entry, now_s = Entry(*row), time()
+        if self._limits.ttl_s and entry.created_s + self._limits.ttl_s <= now_s:
+            return None
+        if touch and now_s - entry.last_used_s >= TOUCH_EVERY_S:
+            self._database.execute(
+                "UPDATE slots SET last_used_s = ? WHERE slot = ? AND generation = ?",
+                (now_s, entry.slot, entry.generation),
+            )
+        return entry
+
+    def is_claimed(self, key: bytes, digest: str) -> bool:
+        """Whether a living process is encoding these bytes for this key."""
+        row = self._database.execute(
+            "SELECT owner, until_s FROM claims WHERE key = ? AND digest = ?", (key, digest)
+        ).fetchone()
+        return row is not None and row[1] > time() and _is_alive(row[0])
+
+    def claim(self, key: bytes, digest: str, tenant: str) -> Claim | None:
+        """Take a slot to encode these bytes into, evicting if needed.
+
+        None when the bytes are ready or another process holds the claim, or when every slot is claimed or leased.
+        """
+        with self._transaction():
+            ready = self.find(key, touch=False)
+            if self.is_claimed(key, digest) or (ready is not None and ready.digest == digest):
+                return None
+            picked = self._pick(tenant, now_s := time())
+            if picked is None:
+                return None
+            slot, generation, evicted = picked
+            claim = Claim(key, digest, slot, generation + 1, now_s + self._limits.claim_s, evicted)
+            self._database.execute(
+                "UPDATE slots SET key = NULL, generation = ?, tenant = ?, reusable_s = ? WHERE slot = ?",
+                (claim.generation, tenant, claim.until_s, slot),
+            )
+            self._database.execute(
+                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?)",
+                (key, digest, slot, claim.generation, self._owner, claim.until_s),
+            )
+            return claim
+
+    def _pick(self, tenant: str, now_s: float) -> tuple[int, int, tuple[EvictionReason, float] | None] | None:
+        """Return (slot, generation, what was evicted): expired, the tenant's own above its quota, free, or LRU."""
+        limits = self._limits
+        unused_s = now_s - limits.lease_s
+        ready = "SELECT slot, generation, last_used_s FROM slots WHERE key IS NOT NULL AND last_used_s <= ?"
+        if limits.ttl_s:
+            row = self._database.execute(
+                f"{ready} AND created_s <= ? LIMIT 1", (unused_s, now_s - limits.ttl_s)
+            ).fetchone()
+            if row:
+                return row[0], row[1], (EvictionReason.TTL, now_s - row[2])
+        query = "SELECT count(*) FROM slots WHERE tenant = ? AND key IS NOT NULL"
+        if limits.tenant_share < 1 and self._database.execute(query, (tenant,)).fetchone()[0] >= self._quota_slots:
+            row = self._database.execute(
+                f"{ready} AND tenant = ? ORDER BY last_used_s LIMIT 1", (unused_s, tenant)
+            ).fetchone()
+            return (row[0], row[1], (EvictionReason.QUOTA, now_s - row[2])) if row else None
+        row = self._database.execute(
+            "SELECT slot, generation FROM slots WHERE key IS NULL AND reusable_s <= ? LIMIT 1", (now_s,)
+        ).fetchone()
+        if row:
+            return row[0], row[1], None
+        row = self._database.execute(f"{ready} ORDER BY last_used_s LIMIT 1", (unused_s,)).fetchone()
+        return (row[0], row[1], (EvictionReason.LRU, now_s - row[2])) if row else None
+
+    def publish(self, claim: Claim, tenant: str, image_id: str) -> bool:
+        """Make a written slot ready, in place of what the key had; False when the image was deleted meanwhile."""
+        with self._transaction():
+            held = self._database.execute(
+                "DELETE FROM claims WHERE key = ? AND digest = ? AND slot = ? AND generation = ?",
+                (claim.key, claim.digest, claim.slot, claim.generation),
+            ).rowcount
+            now_s = time()
+            if not held:
+                self._free(claim.slot, claim.generation, now_s + self._limits.lease_s)  # its claimant still reads it
+                return False
+            self._database.execute(
+                "UPDATE slots SET key = NULL, reusable_s = ? WHERE key = ?", (now_s + self._limits.lease_s, claim.key)
+            )
+            self._database.execute(
+                "UPDATE slots SET key = ?, tenant = ?, image_id = ?, digest = ?, created_s = ?, last_used_s = ? "
+                "WHERE slot = ? AND generation = ?",
+                (claim.key, tenant, image_id, claim.digest, now_s, now_s, claim.slot, claim.generation),
+            )
+            return True
+
+    def abandon(self, claim: Claim, *, written: bool) -> None:
+        """Give a claim up; when Triton may still write (`written`), the slot rests until it no longer can."""
+        with self._transaction():
+            self._database.execute(
+                "DELETE FROM claims WHERE slot = ? AND generation = ?", (claim.slot, claim.generation)
+            )
+            self._free(claim.slot, claim.generation, claim.until_s if written else 0.0)
+
+    def _free(self, slot: int, generation: int, reusable_s: float) -> None:
+        self._database.execute(
+            "UPDATE slots SET key = NULL, reusable_s = ? WHERE slot = ? AND generation = ?",
+            (reusable_s, slot, generation),
+        )
+
+    def disown(self, entry: Entry) -> None:
+        """Forget an entry whose slot turned out not to hold what it should."""
+        self._free(entry.slot, entry.generation, time() + self._limits.lease_s)
+
+    def delete(self, key: bytes) -> bool:
+        """Forget `key`, encodes under way included; return whether it was there."""
+        with self._transaction():
+            self._database.execute("DELETE FROM claims WHERE key = ?", (key,))
+            return bool(
+                self._database.execute(
+                    "UPDATE slots SET key = NULL, reusable_s = ? WHERE key = ?", (time() + self._limits.lease_s, key)
+                ).rowcount
+            )
+
+    def count(self) -> int:
+        """Return how many slots are ready."""
+        (count,) = self._database.execute("SELECT count(*) FROM slots WHERE key IS NOT NULL").fetchone()
+        return int(count)
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield what is ready, most recently used first."""
+        for row in self._database.execute(
+            "SELECT slot, generation, tenant, image_id, digest, created_s, last_used_s FROM slots "
+            "WHERE key IS NOT NULL ORDER BY last_used_s DESC"
+        ):
+            yield Entry(*row)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
