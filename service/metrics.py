@@ -36,21 +36,28 @@ class Metrics:
         self._prompts = Counter("sam_prompts", "Prompts answered.", registry=registry)
         self._hits = Counter("sam_cache_hits", "Requests that found their embedding.", ["level"], registry=registry)
         self._misses = Counter("sam_cache_misses", "Requests that needed the encoder.", registry=registry)
-        self._registry = registry
+        self._bytes = Gauge(
+            "sam_cache_bytes", "Bytes of embeddings cached.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._entries = Gauge("sam_cache_entries", "Embeddings cached.", registry=registry, multiprocess_mode="livesum")
+        self._evictions = Counter("sam_cache_evictions", "Embeddings dropped to make room.", registry=registry)
+        self._cache: EmbeddingCache | None = None
+        self._evictions_seen = 0
 
     def watch_cache(self, cache: EmbeddingCache) -> None:
-        """Read the cache's size whenever Prometheus scrapes."""
-        nbytes = Gauge("sam_cache_bytes", "Bytes of embeddings cached.", registry=self._registry)
-        nbytes.set_function(lambda: cache.nbytes)
-        entries = Gauge("sam_cache_entries", "Embeddings cached.", registry=self._registry)
-        entries.set_function(lambda: len(cache))
-        evictions = Gauge(
-            "sam_cache_evictions", "Embeddings dropped to make room, since start.", registry=self._registry
-        )
-        evictions.set_function(lambda: cache.evictions)
+        """Follow the cache's size: read after each request, because another process answers the scrapes."""
+        self._cache = cache
+
+    def _read_cache(self) -> None:
+        if self._cache is not None:
+            self._bytes.set(self._cache.nbytes)
+            self._entries.set(len(self._cache))
+            self._evictions.inc(self._cache.evictions - self._evictions_seen)
+            self._evictions_seen = self._cache.evictions
 
     def observe(self, timings: Timings) -> None:
         """Take the record of one answered request."""
+        self._read_cache()
         self._stage_s.labels("queue").observe(timings.queue_s)
         if timings.cache is CacheLevel.MISS:
             self._misses.inc()
@@ -64,5 +71,6 @@ class Metrics:
 
     def request(self, transport: str, route: str, outcome: str, seconds: float) -> None:
         """Count one call: `outcome` is `OK` or an error's reason."""
+        self._read_cache()
         self._requests.labels(transport, route, outcome).inc()
         self._request_s.labels(transport, route).observe(seconds)
