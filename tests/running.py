@@ -1,6 +1,7 @@
 """Starts the real service (and with it the real Triton) as a user would, and ends it with all it made."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,9 +20,10 @@ START_S = 90.0
 PORTS = ("SAM_HTTP_PORT", "SAM_GRPC_PORT", "SAM_METRICS_PORT", "SAM_TRITON_METRICS_PORT")
 
 
-def shared_memory() -> set[Path]:
-    """Return the shared-memory files that the service or its Triton could have made."""
-    return {file for file in SHM.iterdir() if file.name.startswith(("sam", "triton"))}
+def shared_memory(owner: str, port: str) -> set[Path]:
+    """Return the shared-memory files that the service with this pid and HTTP port, or its Triton, could have made."""
+    files = {file for file in SHM.iterdir() if file.name.startswith(("sam", "triton"))}
+    return {file for file in files if {owner, port} & set(re.split(r"\D+", file.name))}
 
 
 def free_ports(count: int) -> list[int]:
@@ -131,7 +133,6 @@ class RunningService:
     def launch(cls, *, embedded: bool = True, expected_code: int = 0, **settings: str) -> Iterator["RunningService"]:
         """Run the service for the block, ready or not; afterwards nothing of it is left, or the test fails."""
         merged = {**free_settings(), "SAM_LOG_LEVEL": "warning", **settings}
-        shm_before = shared_memory()
         command = [sys.executable, "-m", "service", *(["--embedded"] if embedded else [])]
         process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, **merged}, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -150,7 +151,8 @@ class RunningService:
                 os.kill(pid, signal.SIGKILL)
             assert code == expected_code, f"the service ended with {code}"
             assert not left, "processes left behind"
-            assert not shared_memory() - shm_before, f"shared memory left behind: {shared_memory() - shm_before}"
+            left_in_memory = shared_memory(str(process.pid), merged["SAM_HTTP_PORT"])
+            assert not left_in_memory, f"shared memory left behind: {left_in_memory}"
 
     @classmethod
     @contextmanager
