@@ -1,12 +1,9 @@
 """Prometheus series. The core hands over one `Timings` a request, each transport one line a call; all else is here."""
 
-from functools import partial
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from service.answers import Timings
 from service.cache.contract import CacheLevel
-from service.cache.embeddings import EmbeddingCache
 from service.cache.index import EvictionReason
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -56,17 +53,6 @@ class Metrics:
             buckets=AGE_BUCKETS_S,
             registry=registry,
         )
-        self._registry = registry
-
-    def watch_cache(self, cache: EmbeddingCache) -> None:
-        """Read the cache's size whenever Prometheus scrapes."""
-        gauges = (
-            Gauge("sam_cache_entries", "Embeddings cached.", registry=self._registry),
-            Gauge("sam_cache_bytes", "Bytes of the embeddings cached.", registry=self._registry),
-            Gauge("sam_cache_capacity_bytes", "Bytes that the cache can hold.", registry=self._registry),
-        )
-        for index, gauge in enumerate(gauges):
-            gauge.set_function(partial(_usage, cache, index))
 
     def observe(self, timings: Timings) -> None:
         """Take the record of one answered request."""
@@ -98,7 +84,3 @@ class Metrics:
         """Count one call: `outcome` is `OK` or an error's reason."""
         self._requests.labels(transport, route, outcome).inc()
         self._request_s.labels(transport, route).observe(seconds)
-
-
-def _usage(cache: EmbeddingCache, index: int) -> float:
-    return cache.usage()[index]

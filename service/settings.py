@@ -11,7 +11,7 @@ MIB = 1024 * 1024
 
 
 class Settings(BaseSettings):
-    """Settings of one gateway process. Each field says why you would change it."""
+    """Settings of one gateway. Each field says why you would change it."""
 
     model_config = SettingsConfigDict(env_prefix="SAM_", frozen=True, extra="ignore")
 
@@ -22,6 +22,18 @@ class Settings(BaseSettings):
     grpc_port: int = Field(default=50051, ge=1, le=65535, description="Change it when something else has the port.")
     metrics_port: int = Field(
         default=9464, ge=1, le=65535, description="Prometheus scrapes /metrics here, apart from traffic."
+    )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes that share the HTTP and gRPC ports. More when the gateway, not the model, is the limit.",
+    )
+    grpc_connection_age_s: float = Field(
+        default=300.0,
+        gt=0,
+        le=86400,
+        description="gRPC connections are renewed at this age (+-10 %), without losing a call, to spread over workers.",
     )
 
     triton_url: str = Field(
@@ -82,7 +94,7 @@ class Settings(BaseSettings):
     max_concurrency: int = Field(
         default=64,
         ge=1,
-        description="Requests worked on at once; as many again may wait, the rest is refused as overloaded.",
+        description="Requests a worker works on at once; as many again may wait, the rest is refused as overloaded.",
     )
     drain_s: float = Field(
         default=20.0,
@@ -92,6 +104,11 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Verbosity of the log.")
     log_format: Literal["console", "json"] = Field(default="console", description="json for log collectors.")
+
+    @property
+    def arena_name(self) -> str:
+        """Name of the shared-memory arena: one a gateway, found again by the next one on the same port."""
+        return f"sam-{self.http_port}"
 
     @field_validator("api_keys")
     @classmethod

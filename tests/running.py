@@ -34,9 +34,13 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_settings() -> dict[str, str]:
-    """Return `SAM_` settings with free ports."""
+    """Return `SAM_` settings with free ports, and one worker."""
     *ports, triton = free_ports(len(PORTS) + 1)
-    return {**dict(zip(PORTS, map(str, ports), strict=True)), "SAM_TRITON_URL": f"127.0.0.1:{triton}"}
+    return {
+        **dict(zip(PORTS, map(str, ports), strict=True)),
+        "SAM_TRITON_URL": f"127.0.0.1:{triton}",
+        "SAM_WORKERS": "1",
+    }
 
 
 def descendants_of(pid: int) -> list[int]:
@@ -90,6 +94,15 @@ class RunningService:
 
     def triton_count(self, model: str, name: str = "nv_inference_count") -> float:
         return self.triton_metrics()[f'{name}{{model="{model}",version="1"}}']
+
+    def worker_pids(self) -> list[int]:
+        """Return the pids of the worker processes, by index."""
+        found = {}
+        for pid in descendants_of(self.process.pid):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"service.worker" in words:
+                found[int(words[words.index(b"service.worker") + 1])] = pid
+        return [found[index] for index in sorted(found)]
 
     def wait_for(self, path: str, status: int) -> None:
         """Return when `path` answers `status`; fail with the exit code if the process ends first."""

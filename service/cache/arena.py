@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.cache.index import SCHEMA_VERSION, Index
+from service.cache.index import SCHEMA_VERSION, Index, Limits
 from service.cache.record import (
     HEADER_BYTES,
     PREFIX,
@@ -182,6 +182,38 @@ def open_arena(
             files.unlink()
             slots = _make(files, wanted, slot_bytes_of(fields))
         return Arena(files.arena, fields, slots), files
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full an arena is."""
+
+    entries: int
+    nbytes: int
+    capacity_bytes: int
+
+
+def find_files(name: str) -> Files | None:
+    """Return the files of the arena `name`, whatever model it is for; None when there is none."""
+    for arena in SHM.glob(f"{name}.*.arena"):
+        files = Files(arena, arena.with_suffix(".index"))
+        if files.index.exists():
+            return files
+    return None
+
+
+def usage_of(name: str) -> Usage:
+    """Read from outside how full the arena `name` is; zeros when there is none."""
+    files = find_files(name)
+    if files is None:
+        return Usage(0, 0, 0)
+    index = Index(files.index, Limits(claim_s=0, lease_s=0))
+    try:
+        entries, slots = index.count(), index.slots
+    finally:
+        index.close()
+    slot_bytes = (files.arena.stat().st_size - PAGE_BYTES) // (slots + 1)
+    return Usage(entries, entries * slot_bytes, slots * slot_bytes)
 
 
 def discard_arenas(name: str) -> None:

@@ -98,13 +98,6 @@ class EmbeddingCache:
             raise ModelUnavailableError("the model is not loaded yet; come back in a moment")
         return self._opened
 
-    def usage(self) -> tuple[int, int, int]:
-        """Return (entries, their bytes, the arena's bytes); zeros before the arena is open."""
-        if self._opened is None:
-            return (0, 0, 0)
-        entries = self._index.count()
-        return (entries, entries * self._arena.slot_bytes, self._arena.slots * self._arena.slot_bytes)
-
     def canary(self) -> Embedding:
         """Return the slot that the index knows nothing of, for readiness probes."""
         slot = self._arena.slots

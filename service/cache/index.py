@@ -116,8 +116,8 @@ class Index:
         self._owner = this_process()
         self._database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         self._database.execute("PRAGMA synchronous=OFF")  # it lives in memory: a crash of the machine takes it anyway
-        (slots,) = self._database.execute("SELECT count(*) FROM slots").fetchone()
-        self._quota_slots = max(1, int(limits.tenant_share * slots))
+        (self.slots,) = self._database.execute("SELECT count(*) FROM slots").fetchone()
+        self._quota_slots = max(1, int(limits.tenant_share * self.slots))
 
     @staticmethod
     def create(path: Path, slots: int) -> None:

@@ -90,7 +90,7 @@ async def _embed_with_a_broken_backend(photo: bytes, name: str) -> tuple[httpx.R
     await segmenter.probe(1)
     backend.error = RuntimeError("secret /etc/path")  # type: ignore[assignment] # what no backend may raise
     (port,) = free_ports(1)
-    server = RpcServer(segmenter, Authoriser({}), metrics, "127.0.0.1", port)
+    server = RpcServer(segmenter, Authoriser({}), metrics, host="127.0.0.1", port=port)
     await server.start()
     try:
         transport = httpx.ASGITransport(create_app(segmenter, Authoriser({}), metrics), raise_app_exceptions=False)

@@ -116,7 +116,7 @@ def test_other_bytes_under_the_same_name_replace_the_old_ones() -> None:
         image, _ = await first.find(wanted(digest=None))
         assert image.digest == "new"
         assert (image.embedding.tensors["embedding"] == 2).all()
-        assert first.usage()[0] == 1
+        assert first._index.count() == 1
 
     run(scenario)
 
@@ -309,4 +309,3 @@ def test_before_the_model_is_known_the_cache_says_so() -> None:
     cache = EmbeddingCache(name="unused", max_bytes=1, limits=Limits(1, 1), observer=Counts())
     with pytest.raises(ModelUnavailableError):
         asyncio.run(cache.find(wanted()))
-    assert cache.usage() == (0, 0, 0)
