@@ -5,19 +5,23 @@ import importlib.util
 import os
 import shutil
 import signal
+import socket
+import statistics
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 
+from service.cache.record import Header, layout, pack_header
+from service.cache.redis import QUEUE_BYTES, BreakerState, Operation, Outcome, RedisLevel
 from tests.running import free_ports
 
 START_S = 20.0
+UNHURRIED_S = 5.0  # where a test is not about time, a busy machine is no reason to miss
 
 
 def executable() -> str:
@@ -58,15 +62,11 @@ class RedisServer:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             assert self._process.poll() is None, f"redis-server ended with {self._process.returncode}"
-            try:
-                with self.client(socket_timeout=1) as client:
-                    client.execute_command("PING")
-            except RedisConnectionError as error:
-                if "uthentication" in str(error):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as connection:
+                connection.sendall(b"PING\r\n")
+                if connection.recv(100).startswith((b"+PONG", b"-NOAUTH")):
                     return
-                time.sleep(0.02)
-            else:
-                return
+            time.sleep(0.02)
         raise AssertionError(f"redis-server did not answer within {START_S} s")
 
     def send_signal(self, number: int) -> None:
@@ -173,3 +173,58 @@ class Proxy:
             if changed is not None:
                 writer.write(changed)
                 await writer.drain()
+
+
+def record_of(key: bytes, *, mib: int = 0, fill: int = 0) -> bytes:
+    """Return a record of `mib` MiB of tensors, or of 4 KiB, all bytes `fill`."""
+    size = mib * 1024 * 1024 or 4096
+    fields = layout({"embedding": ("float16", (size // 2,))})
+    return pack_header(Header(key, 1, "id", "digest", (3, 4), (48, 64), fields)) + bytes([fill]) * size
+
+
+@asynccontextmanager
+async def level_on(
+    url: str, *, ttl_s: float = 60.0, budget_s: float = UNHURRIED_S, queue_bytes: int = QUEUE_BYTES
+) -> AsyncIterator[RedisLevel]:
+    """Provide a second level on the Redis at `url`, closed after the block."""
+    level = RedisLevel(url, secret=b"secret", ttl_s=ttl_s, budget_s=budget_s, queue_bytes=queue_bytes)
+    try:
+        yield level
+    finally:
+        await level.close()
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> float:
+    """Wait for `condition` and return how long it took; fail when it takes longer than `timeout_s`."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < timeout_s, f"not within {timeout_s} s"
+        await asyncio.sleep(0.005)
+    return time.monotonic() - started
+
+
+async def store(level: RedisLevel, key: bytes) -> None:
+    """Put a small record and wait until it is written."""
+    done = level.counts[Operation.PUT, Outcome.DONE]
+    level.put(key, record_of(key))
+    await until(lambda: level.counts[Operation.PUT, Outcome.DONE] == done + 1)
+
+
+async def until_open(level: RedisLevel) -> None:
+    """Look up until the breaker opens."""
+    while level.state is BreakerState.CLOSED:
+        await level.get(os.urandom(32))
+
+
+async def timed_get(level: RedisLevel, key: bytes) -> float:
+    """Return the seconds that one `get` took."""
+    started = time.perf_counter()
+    await level.get(key)
+    return time.perf_counter() - started
+
+
+def figures(times: list[float]) -> str:
+    """Return the figures of `times` (seconds) for people."""
+    ordered = sorted(times)
+    p99 = ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+    return f"p50 {statistics.median(times) * 1e3:.1f} p99 {p99 * 1e3:.1f} max {ordered[-1] * 1e3:.1f} ms"

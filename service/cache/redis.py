@@ -128,7 +128,7 @@ class RedisLevel:
         """
         started = time.perf_counter()
         outcome, record = (Outcome.MISS, None) if key in self._queue else await self._read(key)
-        if key in self._queue:  # also what was queued meanwhile is newer than what Redis said
+        if key in self._queue and outcome is not Outcome.REJECTED:  # queued meanwhile: newer than what Redis said
             record = self._queue.newest(key)
             outcome = Outcome.HIT if record is not None else Outcome.MISS
         self._note(Operation.GET, outcome, started)
@@ -184,7 +184,8 @@ class RedisLevel:
             return Fault.TIMEOUT, None
         if record is None:
             self._fail(Outcome.REJECTED)
-            self.delete(key)
+            if key not in self._queue:
+                self.delete(key)
             return Outcome.REJECTED, None
         self._failures = 0
         return Outcome.HIT, record
@@ -261,10 +262,10 @@ class RedisLevel:
             # refuses to write (out of memory, a read-only replica) may still be read.
             starved = error.fault is Fault.TIMEOUT and loop.time() - started < self._budget_s / 2
             if not starved and not (error.is_reply and command[0] in {b"SET", b"DEL"}):
-                self._fail(error.fault)
+                self._fail(f"{error.fault}: {error.__cause__}")
             raise
 
-    def _fail(self, reason: Outcome | Fault) -> None:
+    def _fail(self, reason: str) -> None:
         self._failures += 1
         if self._failures >= FAILURES_TO_OPEN and self.state is BreakerState.CLOSED:
             log.warning("the second level of the cache is left alone until it answers again (%s)", reason)

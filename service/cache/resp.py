@@ -6,6 +6,8 @@ through a stream and a general parser. https://redis.io/docs/latest/develop/refe
 
 import asyncio
 
+import numpy as np
+
 END = b"\r\n"
 NIL = b"$-1"
 TYPES = (b"+", b"-", b":", b"$")
@@ -50,7 +52,7 @@ class ReplyReader(asyncio.BufferedProtocol):
         self._reply: asyncio.Future[Reply] | None = None
         self._incoming = bytearray(MAX_LINE_BYTES)
         self._line = b""
-        self._value: bytearray | None = None
+        self._value: memoryview | None = None
         self._filled = 0
 
     def expect(self) -> asyncio.Future[Reply]:
@@ -60,7 +62,7 @@ class ReplyReader(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Return where the next bytes belong."""
-        return memoryview(self._incoming) if self._value is None else memoryview(self._value)[self._filled :]
+        return memoryview(self._incoming) if self._value is None else self._value[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take `nbytes` that were read."""
@@ -92,7 +94,8 @@ class ReplyReader(asyncio.BufferedProtocol):
             size = int(line[1:]) if line[1:].isdigit() else -1
             if not 0 <= size <= MAX_VALUE_BYTES or len(rest) > size + len(END):
                 raise GarbledError("no value, or more than one")
-            self._value = bytearray(size + len(END))
+            # Not a bytearray, which is filled with zeros: 256 MiB that are only claimed would stall everybody.
+            self._value = np.empty(size + len(END), np.uint8).data
             self._value[: len(rest)] = rest
             self._filled = len(rest)
         elif rest or not line.startswith(TYPES):
@@ -107,9 +110,9 @@ class ReplyReader(asyncio.BufferedProtocol):
         if value is None or self._filled < len(value):
             return
         self._value = None
-        if not value.endswith(END):
+        if value[-len(END) :] != END:
             raise GarbledError("a value that does not end where it says")
-        self._complete(memoryview(value)[: -len(END)])
+        self._complete(value[: -len(END)])
 
     def _complete(self, reply: Reply | ReplyError) -> None:
         waiting, self._reply = self._reply, None
