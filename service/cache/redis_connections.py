@@ -6,8 +6,10 @@ reply has not been read (CVE-2023-28859), and goes on sending a SET that its cal
 """
 
 import asyncio
+import ipaddress
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
@@ -90,6 +92,7 @@ class RedisConnections:
     def __init__(self, url: str) -> None:
         options: dict[str, Any] = {**parse_url(url), **OPTIONS}
         self._make = partial(options.pop("connection_class", Connection), retry=Retry(NoBackoff(), 0), **options)
+        self._names = _Names()
         self._idle: list[_Link] = []
         self._closed = False
 
@@ -134,7 +137,7 @@ class RedisConnections:
             if link.is_open:
                 return link
             link.abort()
-        return _Link(self._make())
+        return _Link(self._make(), self._names)
 
     def _give_back(self, link: "_Link") -> None:
         if self._closed:
@@ -146,8 +149,9 @@ class RedisConnections:
 class _Link:
     """One connection."""
 
-    def __init__(self, connection: AbstractConnection) -> None:
+    def __init__(self, connection: AbstractConnection, names: "_Names") -> None:
         self._connection = connection
+        self._names = names
         self._transport: asyncio.Transport | None = None
         self._replies: ReplyReader | None = None
 
@@ -172,6 +176,8 @@ class _Link:
 
     async def _connect(self) -> ReplyReader:
         """Have redis-py connect, and take the connection over from it."""
+        if isinstance(self._connection, Connection):
+            await self._names.resolve(self._connection.host)
         await self._connection.connect()  # type: ignore[no-untyped-call]
         if await self._connection.can_read():
             raise GarbledError("bytes that nobody asked for")
@@ -193,6 +199,49 @@ class _Link:
             with suppress(OSError):  # closed already
                 transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             transport.abort()
+
+
+class _Names:
+    """Looks up host names, one at a time, in a thread that is nobody else's.
+
+    asyncio would do it in the threads that all blocking work of the process shares. With name servers away each attempt
+    would keep one of them for a minute, cancelled or not, until none is left to decode an image. This is asked first.
+    """
+
+    def __init__(self) -> None:
+        self._answer: asyncio.Future[None] | None = None
+
+    async def resolve(self, host: str) -> None:
+        """Return when `host` is an address, or can be resolved.
+
+        Raises:
+            OSError: it cannot.
+        """
+        with suppress(ValueError):
+            ipaddress.ip_address(host)
+            return
+        if self._answer is None or self._answer.done():
+            self._answer = asyncio.get_running_loop().create_future()
+            threading.Thread(target=_resolve, args=(host, self._answer), name="redis-name", daemon=True).start()
+        await asyncio.shield(self._answer)
+
+
+def _resolve(host: str, answer: "asyncio.Future[None]") -> None:
+    error = None
+    try:
+        socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as failure:
+        error = OSError(f"{host} cannot be resolved: {failure}")
+    with suppress(RuntimeError):  # the event loop has ended meanwhile
+        answer.get_loop().call_soon_threadsafe(_tell, answer, error)
+
+
+def _tell(answer: "asyncio.Future[None]", error: OSError | None) -> None:
+    if error is None:
+        answer.set_result(None)
+    else:
+        answer.set_exception(error)
+        answer.exception()  # counts as seen, should everybody have left
 
 
 def _fault_of(error: Exception) -> Fault:

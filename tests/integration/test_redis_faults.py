@@ -6,6 +6,8 @@ Each fault must cost a look-up no more than the budget, and next to nothing afte
 
 import asyncio
 import os
+import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -111,6 +113,40 @@ def test_a_slow_redis_costs_the_budget_a_few_times_and_then_nothing(capsys: pyte
 
     with RedisServer.run() as server:
         asyncio.run(scenario(server))
+
+
+def test_name_servers_that_do_not_answer_take_no_threads_from_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each look-up of a name hangs, as it does for up to a minute then, until `answering`."""
+    answering, lookup, hanging = threading.Event(), socket.getaddrinfo, []
+
+    def getaddrinfo(host: str, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - the standard library's
+        hanging.append(host)
+        answering.wait()
+        hanging.pop()
+        return lookup(host, *args, **options)
+
+    async def scenario(server: RedisServer) -> None:
+        async with level_on(f"redis://localhost:{server.port}", budget_s=BUDGET_S) as level:
+            await endure(level, capsys, "no names")
+            await until(lambda: level.counts[Operation.PING, Fault.TIMEOUT] == 2)
+            assert hanging == ["localhost"]
+            answering.set()
+            await reattached(level, capsys, None)
+            await store(level, KEY)
+
+    with RedisServer.run() as server:
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        asyncio.run(scenario(server))
+
+
+def test_a_name_that_does_not_exist_is_a_miss(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario() -> None:
+        async with level_on("redis://no-such-name.invalid", budget_s=BUDGET_S) as level:
+            await endure(level, capsys, "no such name")
+
+    asyncio.run(scenario())
 
 
 def test_a_wrong_password_is_a_miss_until_it_is_right(capsys: pytest.CaptureFixture[str]) -> None:
