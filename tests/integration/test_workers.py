@@ -177,6 +177,16 @@ def test_sigterm_drains_all_workers_and_leaves_nothing(cat: bytes, tmp_path: Pat
     assert not list(tmp_path.glob("sam-*"))
 
 
+def test_a_worker_that_hangs_is_replaced(pair: RunningService, cat: bytes) -> None:
+    """Its share of the connections would hang with it."""
+    old = pair.worker_pids()
+    os.kill(old[0], signal.SIGSTOP)
+    until(lambda: not Path(f"/proc/{old[0]}").exists(), 60)
+    until(lambda: len(listeners(pair)) == WORKERS)
+    assert old[0] not in pair.worker_pids()
+    assert [one_shot(pair, cat).status_code for _ in range(8)] == [200] * 8
+
+
 def test_a_worker_that_hangs_is_killed_after_the_drain_and_leaves_nothing(tmp_path: Path) -> None:
     with RunningService.start(SAM_WORKERS="1", SAM_DRAIN_S="0", TMPDIR=str(tmp_path)) as service:
         os.kill(service.worker_pids()[0], signal.SIGSTOP)
