@@ -16,12 +16,13 @@ from service.server import serve
 from service.settings import Settings
 
 PR_SET_PDEATHSIG = 1
+TELL_EVERY_S = 1.0
 
 
 def main() -> int:
     """Serve until told to stop, or until the supervisor is gone; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m service.worker")
-    for name in ("index", "supervisor_pid", "ready_fd"):
+    for name in ("index", "supervisor_pid", "supervisor_fd"):
         parser.add_argument(name, type=int)
     parser.add_argument("--open-when-ready", action="store_true")
     arguments = parser.parse_args()
@@ -34,7 +35,7 @@ def main() -> int:
         asyncio.run(
             serve(
                 settings,
-                on_ready=lambda: _tell_ready(arguments.ready_fd, arguments.index),
+                on_ready=lambda: _keep_telling(arguments.supervisor_fd, arguments.index),
                 open_when_ready=arguments.open_when_ready,
             )
         )
@@ -53,9 +54,11 @@ def _tied_to(supervisor_pid: int) -> bool:
     return os.getppid() == supervisor_pid
 
 
-def _tell_ready(ready_fd: int, index: int) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        os.write(ready_fd, bytes([index]))
+def _keep_telling(supervisor_fd: int, index: int) -> None:
+    """Tell the supervisor that this worker is ready, and from then on that its event loop turns."""
+    with contextlib.suppress(BrokenPipeError, BlockingIOError):
+        os.write(supervisor_fd, bytes([index]))
+    asyncio.get_running_loop().call_later(TELL_EVERY_S, _keep_telling, supervisor_fd, index)
 
 
 if __name__ == "__main__":

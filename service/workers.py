@@ -32,6 +32,8 @@ SETTLED_S = 10.0  # a worker that served for so long died of something new
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 10.0
 MAX_FAILED_STARTS = 3
+TICK_S = 1.0
+MAX_SILENT_TICKS = 20  # a ready worker tells of itself once a second, from its event loop
 STOP_MARGIN_S = 5.0
 
 
@@ -65,6 +67,7 @@ class Worker:
     index: int
     process: asyncio.subprocess.Process | None = None
     ready: bool = False
+    silent_ticks: int = 0
     started_s: float = 0.0
     restarts: int = 0
     short_lives: int = 0
@@ -87,7 +90,7 @@ class Workers:
         self._folder = folder
         self._on_ready = on_ready
         self._one_was_ready = asyncio.Event()
-        self._ready_reader, self._ready_writer = -1, -1
+        self._reader, self._writer = -1, -1
 
     def pids(self) -> dict[int, int | None]:
         """Return each worker's pid, None where it is dead."""
@@ -103,8 +106,9 @@ class Workers:
 
         The yielded coroutine ends only by raising StartError: no worker can start.
         """
-        with self._hearing_of_readiness():
+        with self._listening_to_workers():
             tasks = [asyncio.create_task(self._keep_running(each)) for each in self._workers]
+            tasks.append(asyncio.create_task(self._kill_the_silent()))
             try:
                 yield _until_one_fails(tasks)
             finally:
@@ -114,25 +118,38 @@ class Workers:
                 await self._stop(stop_s)
 
     @contextmanager
-    def _hearing_of_readiness(self) -> Iterator[None]:
-        """Have a pipe into which each worker writes its index when its first canary came through."""
-        self._ready_reader, self._ready_writer = os.pipe()
-        os.set_blocking(self._ready_reader, False)
-        asyncio.get_running_loop().add_reader(self._ready_reader, self._hear)
+    def _listening_to_workers(self) -> Iterator[None]:
+        """Have a pipe into which each worker writes its index: when its first canary came through, and from then on."""
+        self._reader, self._writer = os.pipe()
+        for end in (self._reader, self._writer):
+            os.set_blocking(end, False)
+        asyncio.get_running_loop().add_reader(self._reader, self._listen)
         try:
             yield
         finally:
-            asyncio.get_running_loop().remove_reader(self._ready_reader)
-            os.close(self._ready_reader)
-            os.close(self._ready_writer)
+            asyncio.get_running_loop().remove_reader(self._reader)
+            os.close(self._reader)
+            os.close(self._writer)
 
-    def _hear(self) -> None:
+    def _listen(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            for index in os.read(self._ready_reader, 4096):
+            for index in os.read(self._reader, 4096):
                 self._workers[index].ready = True
+                self._workers[index].silent_ticks = 0
                 if not self._one_was_ready.is_set():
                     self._one_was_ready.set()
                     self._on_ready()
+
+    async def _kill_the_silent(self) -> None:
+        """Kill workers that hang: connections would go on to them. Ticks are our own: a pause of all is no hang."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._listen()
+            for worker in self._workers:
+                worker.silent_ticks += 1
+                if worker.ready and worker.silent_ticks >= MAX_SILENT_TICKS and worker.process and worker.alive:
+                    log.error("worker.hangs index=%d; it is killed", worker.index)
+                    worker.process.kill()
 
     async def _keep_running(self, worker: Worker) -> None:
         """Start the worker, and again whenever it dies.
@@ -146,38 +163,44 @@ class Workers:
         if worker.index > 0:
             await self._one_was_ready.wait()
         while True:
-            worker.process = await self._spawn(worker.index, *(["--open-when-ready"] if self._one_is_ready() else []))
-            worker.started_s = monotonic()
-            log.info("worker.started index=%d pid=%d", worker.index, worker.process.pid)
-            code = await worker.process.wait()
-            self._note_end(worker, code)
+            self._note_end(worker, await self._one_life(worker))
             await asyncio.sleep(worker.delay_s())
             worker.restarts += 1
+
+    async def _one_life(self, worker: Worker) -> str:
+        """Run one process to its end, and return how it ended."""
+        worker.started_s, worker.silent_ticks = monotonic(), 0
+        try:
+            worker.process = await self._spawn(worker.index, *(["--open-when-ready"] if self._one_is_ready() else []))
+        except OSError as error:  # no memory, or too many processes: perhaps later
+            return f"no process: {error.strerror}"
+        log.info("worker.started index=%d pid=%d", worker.index, worker.process.pid)
+        return f"exit code {await worker.process.wait()}"
 
     def _one_is_ready(self) -> bool:
         return any(each.ready for each in self._workers)
 
     async def _spawn(self, index: int, *options: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "service.worker", str(index), str(os.getpid()), str(self._ready_writer), *options),
+            *(sys.executable, "-m", "service.worker", str(index), str(os.getpid()), str(self._writer), *options),
             env={**os.environ, FOLDER_VARIABLE: str(self._folder)},
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=[self._ready_writer],
+            pass_fds=[self._writer],
             start_new_session=True,  # a Ctrl-C is for the supervisor, which drains all workers
         )
 
-    def _note_end(self, worker: Worker, code: int) -> None:
-        self._hear()  # of a readiness that it told just before
+    def _note_end(self, worker: Worker, how: str) -> None:
+        self._listen()  # it may have been ready just before
         was_ready, worker.ready = worker.ready, False
         forget_gauges_of(worker.index, self._folder)
         settled = was_ready and monotonic() - worker.started_s >= SETTLED_S
         worker.short_lives = 0 if settled else worker.short_lives + 1
-        log.error("worker.died index=%d code=%d; it is replaced", worker.index, code)
+        log.error("worker.died index=%d %s; it is replaced", worker.index, how)
         hopeless = not was_ready and not self._one_is_ready()
         if hopeless and worker.short_lives >= MAX_FAILED_STARTS:
             raise StartError(
                 f"a worker ended {worker.short_lives} times before it was ready, "
-                f"the last time with exit code {code}; its own words are above"
+                f"the last time with {how}; its own words are above"
             )
 
     async def _stop(self, stop_s: float) -> None:

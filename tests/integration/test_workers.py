@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,31 +149,35 @@ def test_a_grpc_channel_changes_workers_when_its_connection_is_old_and_loses_no_
         until(lambda: answered(service, "grpc") == calls, 5)
 
 
-def test_sigterm_drains_all_workers_and_leaves_nothing(cat: bytes, tmp_path: Path) -> None:
+def test_sigterm_lets_requests_under_way_in_all_workers_finish_and_leaves_nothing(cat: bytes, tmp_path: Path) -> None:
+    """Triton is frozen until the ports are closed, so that every request is still under way then."""
     with RunningService.start(SAM_WORKERS=str(WORKERS), TMPDIR=str(tmp_path)) as service:
         until(lambda: len(listeners(service)) == WORKERS)
-        codes: list[int] = []
-
-        def keep_asking() -> None:
-            while True:
-                try:
-                    codes.append(one_shot(service, cat).status_code)
-                except httpx.ConnectError:
-                    return  # the ports are closed
-                except httpx.TransportError as error:
-                    codes.append(-1)
-                    raise AssertionError("a request under way was lost") from error
-
-        threads = [threading.Thread(target=keep_asking) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        time.sleep(1)
+        port, workers, triton = int(service.settings["SAM_HTTP_PORT"]), service.worker_pids(), service.triton_pid()
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            os.kill(triton, signal.SIGSTOP)
+            try:
+                answers = [pool.submit(one_shot, service, cat) for _ in range(16)]
+                until(lambda: sum(sockets_of(pid, port, "01") for pid in workers) == len(answers))
+                assert all(sockets_of(pid, port, "01") for pid in workers)
+                time.sleep(0.5)  # for their bytes to be read
+                service.process.send_signal(signal.SIGTERM)
+                until(lambda: not listeners(service) and not listeners(service, "SAM_HTTP_PORT"))
+            finally:
+                os.kill(triton, signal.SIGCONT)
+            assert [answer.result().status_code for answer in answers] == [200] * len(answers)
         assert service.stop() == 0
-        for thread in threads:
-            thread.join()
-        assert codes.count(200) > 0
-        assert set(codes) <= {200, 503}
     assert not list(tmp_path.glob("sam-*"))
+
+
+def test_a_worker_that_hangs_is_replaced(pair: RunningService, cat: bytes) -> None:
+    """Its share of the connections would hang with it."""
+    old = pair.worker_pids()
+    os.kill(old[0], signal.SIGSTOP)
+    until(lambda: not Path(f"/proc/{old[0]}").exists(), 60)
+    until(lambda: len(listeners(pair)) == WORKERS)
+    assert old[0] not in pair.worker_pids()
+    assert [one_shot(pair, cat).status_code for _ in range(8)] == [200] * 8
 
 
 def test_a_worker_that_hangs_is_killed_after_the_drain_and_leaves_nothing(tmp_path: Path) -> None:
