@@ -41,7 +41,8 @@ def main() -> int:
         settings = Settings()
     except ValidationError as error:
         for problem in error.errors():
-            print(f"error: SAM_{str(problem['loc'][0]).upper()}: {problem['msg']}", file=sys.stderr)  # noqa: T201
+            where = f"SAM_{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
+            print(f"error: {where}{problem['msg']}", file=sys.stderr)  # noqa: T201
         return 2
     configure_logging(settings.log_level, settings.log_format)
     try:

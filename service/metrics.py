@@ -1,10 +1,12 @@
 """Prometheus series. The core hands over one `Timings` a request, each transport one line a call; all else is here."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from service.answers import Timings
 from service.cache.contract import CacheLevel
 from service.cache.index import EvictionReason
+from service.cache.redis import BreakerState, Operation, Outcome
+from service.cache.redis_connections import Fault
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 AGE_BUCKETS_S = (1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
@@ -54,6 +56,23 @@ class Metrics:
             registry=registry,
         )
 
+        self._redis_operations = Counter(
+            "sam_redis_operations", "Operations of the second level.", ["operation", "outcome"], registry=registry
+        )
+        self._redis_operation_s = Histogram(
+            "sam_redis_operation_seconds",
+            "Time of the second level's operations.",
+            ["operation"],
+            buckets=BUCKETS_S,
+            registry=registry,
+        )
+        self._redis_breaker_open = Gauge(
+            "sam_redis_breaker_open",
+            "1 while any worker leaves the second level alone.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+
     def observe(self, timings: Timings) -> None:
         """Take the record of one answered request."""
         self._stage_s.labels("queue").observe(timings.queue_s)
@@ -79,6 +98,15 @@ class Metrics:
     def not_kept(self) -> None:
         """Count an embedding that found no slot."""
         self._not_kept.inc()
+
+    def operation(self, operation: Operation, outcome: Outcome | Fault, seconds: float) -> None:
+        """Count one operation of the second level."""
+        self._redis_operations.labels(operation.value, outcome.value).inc()
+        self._redis_operation_s.labels(operation.value).observe(seconds)
+
+    def breaker(self, state: BreakerState) -> None:
+        """Take the state of the second level's breaker."""
+        self._redis_breaker_open.set(state is not BreakerState.CLOSED)
 
     def request(self, transport: str, route: str, outcome: str, seconds: float) -> None:
         """Count one call: `outcome` is `OK` or an error's reason."""

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from service.auth import Authoriser, parse_api_keys
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
+from service.cache.redis import RedisLevel
 from service.errors import SegmentError
 from service.image import ImageLimits, trust_own_limits
 from service.metrics import Metrics
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 LATE_WRITE_S = 30.0  # how long after its deadline Triton could still write the embedding of an encode it had begun
 MAX_LEASE_S = 5.0
+REDIS_TTL_S = 86400.0  # in the second level, when SAM_CACHE_TTL_S sets none: Redis must be able to forget
 PROBE_TIMEOUT_S = 10.0
 FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, that there is none
 PROBE_EVERY_S = 2.0
@@ -60,7 +62,8 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None], open_when_r
     metrics = Metrics(CollectorRegistry())
     async with AsyncExitStack() as stack:
         backend = await stack.enter_async_context(_connected(settings))
-        cache = _cache(settings, metrics)
+        store = await stack.enter_async_context(_second_level(settings, metrics))
+        cache = _cache(settings, metrics, store)
         stack.callback(cache.close)
         segmenter = _segmenter(settings, backend, cache, metrics)
         authoriser = _authoriser(settings)
@@ -90,14 +93,31 @@ def _rpc_server(settings: Settings, segmenter: Segmenter, authoriser: Authoriser
     )
 
 
-def _cache(settings: Settings, metrics: Metrics) -> EmbeddingCache:
+@asynccontextmanager
+async def _second_level(settings: Settings, metrics: Metrics) -> AsyncIterator[RedisLevel | None]:
+    """Connect to Redis, lazily and whether or not it is there; None when none is configured."""
+    url = settings.redis_url.get_secret_value()
+    if not url:
+        yield None
+        return
+    secret = settings.cache_secret.get_secret_value().encode()
+    level = RedisLevel(url, secret=secret, ttl_s=settings.cache_ttl_s or REDIS_TTL_S, observer=metrics)
+    try:
+        yield level
+    finally:
+        await level.close()
+
+
+def _cache(settings: Settings, metrics: Metrics, store: RedisLevel | None) -> EmbeddingCache:
     limits = Limits(
         claim_s=settings.default_deadline_s + LATE_WRITE_S,
         lease_s=min(settings.default_deadline_s, MAX_LEASE_S),
         ttl_s=settings.cache_ttl_s,
         tenant_share=settings.tenant_cache_share,
     )
-    return EmbeddingCache(name=settings.arena_name, max_bytes=settings.cache_bytes, limits=limits, observer=metrics)
+    return EmbeddingCache(
+        name=settings.arena_name, max_bytes=settings.cache_bytes, limits=limits, observer=metrics, store=store
+    )
 
 
 def _segmenter(settings: Settings, backend: TritonBackend, cache: EmbeddingCache, metrics: Metrics) -> Segmenter:

@@ -1,8 +1,8 @@
 """Every setting, read once from the environment (prefix `SAM_`). Leaves get values, never this object."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.auth import parse_api_keys
@@ -62,6 +62,11 @@ class Settings(BaseSettings):
         ge=0,
         description="Drop embeddings this long after they were made; 0 keeps them while there is room.",
     )
+    redis_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="redis://, rediss:// or unix:// of a Redis or Valkey that replicas share as a second level. Empty: "
+        "each keeps its own embeddings only.",
+    )
     tenant_cache_share: float = Field(
         default=1.0,
         gt=0,
@@ -104,6 +109,12 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Verbosity of the log.")
     log_format: Literal["console", "json"] = Field(default="console", description="json for log collectors.")
+
+    @model_validator(mode="after")
+    def _redis_needs_a_secret(self) -> Self:
+        if self.redis_url.get_secret_value() and not self.cache_secret.get_secret_value():
+            raise ValueError("SAM_REDIS_URL needs SAM_CACHE_SECRET, the same for all replicas")
+        return self
 
     @property
     def arena_name(self) -> str:
