@@ -61,6 +61,18 @@ def descendants_of(pid: int) -> list[int]:
     return found
 
 
+def sockets_of(pid: int, port: int, state: str) -> int:
+    """Return how many IPv4 or IPv6 sockets of `pid` on local `port` are in `state` (0A listening, 01 established)."""
+    inodes = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            inodes.add(str(fd.readlink()).removeprefix("socket:[").removesuffix("]"))
+        except OSError:
+            continue
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return sum(line[3] == state and line[1].endswith(f":{port:04X}") and line[9] in inodes for line in lines)
+
+
 @dataclass
 class RunningService:
     """A gateway process, its settings and its log."""
@@ -94,6 +106,11 @@ class RunningService:
 
     def triton_count(self, model: str, name: str = "nv_inference_count") -> float:
         return self.triton_metrics()[f'{name}{{model="{model}",version="1"}}']
+
+    def listeners(self, setting: str = "SAM_GRPC_PORT") -> set[int]:
+        """Return the pids of the workers that take connections on a port: each does when it is ready."""
+        port = int(self.settings[setting])
+        return {pid for pid in self.worker_pids() if sockets_of(pid, port, "0A")}
 
     def worker_pids(self) -> list[int]:
         """Return the pids of the worker processes, by index."""
@@ -133,8 +150,13 @@ class RunningService:
 
     @classmethod
     @contextmanager
-    def launch(cls, *, embedded: bool = True, expected_code: int = 0, **settings: str) -> Iterator["RunningService"]:
-        """Run the service for the block, ready or not; afterwards nothing of it is left, or the test fails."""
+    def launch(
+        cls, *, embedded: bool = True, expected_code: int = 0, keep_cache: bool = False, **settings: str
+    ) -> Iterator["RunningService"]:
+        """Run the service for the block, ready or not; afterwards nothing of it is left, or the test fails.
+
+        With `keep_cache` the next one with the same settings finds the embeddings.
+        """
         merged = {**free_settings(), "SAM_LOG_LEVEL": "warning", **settings}
         command = [sys.executable, "-m", "service", *(["--embedded"] if embedded else [])]
         process = subprocess.Popen(
@@ -147,7 +169,7 @@ class RunningService:
         finally:
             children = descendants_of(process.pid)
             code = running.stop()
-            if not embedded or code < 0:  # then the cache outlives the gateway on purpose, for the next one
+            if (not embedded or code < 0) and not keep_cache:  # the cache outlives a gateway on purpose
                 discard_arenas(running.arena_name)
             if process.stdout:
                 process.stdout.close()
@@ -156,7 +178,7 @@ class RunningService:
                 os.kill(pid, signal.SIGKILL)
             assert code == expected_code, f"the service ended with {code}"
             assert not left, "processes left behind"
-            assert not running.shared_memory(), "shared memory left behind"
+            assert keep_cache or not running.shared_memory(), "shared memory left behind"
 
     @classmethod
     @contextmanager

@@ -17,7 +17,7 @@ import pytest
 
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
-from tests.running import ROOT, RunningService, descendants_of, free_settings
+from tests.running import ROOT, RunningService, descendants_of, free_settings, sockets_of
 
 CLICK = {"prompts": [{"points": [[50, 50, 1]]}]}
 WORKERS = 2
@@ -27,7 +27,7 @@ WORKERS = 2
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A service of two workers, both of them answering."""
     with RunningService.start(SAM_WORKERS=str(WORKERS), TMPDIR=str(tmp_path_factory.mktemp("pair"))) as running:
-        until(lambda: len(listeners(running)) == WORKERS)
+        until(lambda: len(running.listeners()) == WORKERS)
         yield running
 
 
@@ -36,23 +36,6 @@ def until(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not come true"
         time.sleep(0.05)
-
-
-def sockets_of(pid: int, port: int, state: str) -> int:
-    """Return how many IPv4 or IPv6 sockets of `pid` on local `port` are in `state` (0A listening, 01 established)."""
-    inodes = set()
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            inodes.add(str(fd.readlink()).removeprefix("socket:[").removesuffix("]"))
-        except OSError:
-            continue
-    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
-    return sum(line[3] == state and line[1].endswith(f":{port:04X}") and line[9] in inodes for line in lines)
-
-
-def listeners(service: RunningService, setting: str = "SAM_GRPC_PORT") -> set[int]:
-    port = int(service.settings[setting])
-    return {pid for pid in service.worker_pids() if sockets_of(pid, port, "0A")}
 
 
 def one_shot(service: RunningService, photo: bytes) -> httpx.Response:
@@ -108,7 +91,7 @@ def test_metrics_are_exact_sums_over_both_workers_and_keep_what_a_killed_one_cou
     os.kill(victim, signal.SIGKILL)
     until(lambda: not Path(f"/proc/{victim}").exists())
     assert rises() == expected
-    until(lambda: len(listeners(pair)) == WORKERS)
+    until(lambda: len(pair.listeners()) == WORKERS)
     assert rises() == expected
     assert one_shot(pair, cat).status_code == 200
     until(lambda: rises()["sam_prompts_total"] == 41, 5)
@@ -121,7 +104,7 @@ def test_a_killed_worker_is_replaced_while_the_others_go_on(pair: RunningService
     os.kill(old[1], signal.SIGKILL)
     until(lambda: not Path(f"/proc/{old[1]}").exists())
     codes = []
-    while len(listeners(pair)) < WORKERS:
+    while len(pair.listeners()) < WORKERS:
         codes.append(one_shot(pair, cat).status_code)
     codes += [one_shot(pair, cat).status_code for _ in range(10)]
     assert set(codes) == {200}
@@ -135,7 +118,7 @@ def test_a_killed_worker_is_replaced_while_the_others_go_on(pair: RunningService
 
 def test_a_grpc_channel_changes_workers_when_its_connection_is_old_and_loses_no_call(cat: bytes) -> None:
     with RunningService.start(SAM_WORKERS=str(WORKERS), SAM_GRPC_CONNECTION_AGE_S="0.5") as service:
-        until(lambda: len(listeners(service)) == WORKERS)
+        until(lambda: len(service.listeners()) == WORKERS)
         port, seen, calls = int(service.settings["SAM_GRPC_PORT"]), set(), 0
         with grpc.insecure_channel(service.grpc_address) as channel:
             stub = pb_grpc.SegmentAnythingStub(channel)
@@ -152,7 +135,7 @@ def test_a_grpc_channel_changes_workers_when_its_connection_is_old_and_loses_no_
 def test_sigterm_lets_requests_under_way_in_all_workers_finish_and_leaves_nothing(cat: bytes, tmp_path: Path) -> None:
     """Triton is frozen until the ports are closed, so that every request is still under way then."""
     with RunningService.start(SAM_WORKERS=str(WORKERS), TMPDIR=str(tmp_path)) as service:
-        until(lambda: len(listeners(service)) == WORKERS)
+        until(lambda: len(service.listeners()) == WORKERS)
         port, workers, triton = int(service.settings["SAM_HTTP_PORT"]), service.worker_pids(), service.triton_pid()
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             os.kill(triton, signal.SIGSTOP)
@@ -162,7 +145,7 @@ def test_sigterm_lets_requests_under_way_in_all_workers_finish_and_leaves_nothin
                 assert all(sockets_of(pid, port, "01") for pid in workers)
                 time.sleep(0.5)  # for their bytes to be read
                 service.process.send_signal(signal.SIGTERM)
-                until(lambda: not listeners(service) and not listeners(service, "SAM_HTTP_PORT"))
+                until(lambda: not service.listeners() and not service.listeners("SAM_HTTP_PORT"))
             finally:
                 os.kill(triton, signal.SIGCONT)
             assert [answer.result().status_code for answer in answers] == [200] * len(answers)
@@ -175,7 +158,7 @@ def test_a_worker_that_hangs_is_replaced(pair: RunningService, cat: bytes) -> No
     old = pair.worker_pids()
     os.kill(old[0], signal.SIGSTOP)
     until(lambda: not Path(f"/proc/{old[0]}").exists(), 60)
-    until(lambda: len(listeners(pair)) == WORKERS)
+    until(lambda: len(pair.listeners()) == WORKERS)
     assert old[0] not in pair.worker_pids()
     assert [one_shot(pair, cat).status_code for _ in range(8)] == [200] * 8
 
