@@ -11,11 +11,11 @@ import random
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from enum import StrEnum
-from typing import Protocol
+from contextlib import suppress
 
 from service.cache.record import VERSION
 from service.cache.redis_connections import ExchangeError, Fault, RedisConnections
+from service.cache.redis_observer import BreakerState, Operation, Outcome, RedisObserver
 from service.cache.resp import Reply
 from service.cache.seal import record_from_value, seal_key_from_secret, value_from_record
 from service.cache.write_queue import WriteQueue
@@ -28,50 +28,12 @@ BUDGET_S = 0.025
 READS_AT_ONCE = 4
 WRITE_TIMEOUT_S = 1.0
 FLUSH_S = 1.0
+SETTLE_S = 0.1
 QUEUE_BYTES = 64 * MIB
 FAILURES_TO_OPEN = 3
 PROBE_EVERY_S = 1.0
 
 log = logging.getLogger(__name__)
-
-
-class Operation(StrEnum):
-    """What was asked of Redis."""
-
-    GET = "get"
-    PUT = "put"
-    DELETE = "delete"
-    PING = "ping"
-
-
-class Outcome(StrEnum):
-    """How an operation ended, where it was no `Fault`."""
-
-    DONE = "done"  # put, delete, ping
-    HIT = "hit"
-    MISS = "miss"
-    REJECTED = "rejected"  # damaged, or another key's: treated as a miss, and deleted
-    SKIPPED = "skipped"  # the breaker is open
-    BUSY = "busy"  # other look-ups of this process used up the budget
-    DROPPED = "dropped"  # the queue of writes is full, or was closed
-
-
-class BreakerState(StrEnum):
-    """Closed: in use. Open: left alone. Half open: being probed."""
-
-    CLOSED = "closed"
-    HALF_OPEN = "half_open"
-    OPEN = "open"
-
-
-class RedisObserver(Protocol):
-    """Where a `RedisLevel` reports to."""
-
-    def operation(self, operation: Operation, outcome: Outcome | Fault, seconds: float) -> None:
-        """Take the record of one operation."""
-
-    def breaker(self, state: BreakerState) -> None:
-        """Take the breaker's new state."""
 
 
 class RedisLevel:
@@ -115,6 +77,7 @@ class RedisLevel:
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
+        self._unsettled = False
 
     @property
     def queued_bytes(self) -> int:
@@ -207,6 +170,8 @@ class RedisLevel:
             while not self._closing or (self._queue and self.state is BreakerState.CLOSED):
                 if self.state is not BreakerState.CLOSED:
                     await self._probe()
+                elif self._queue and self._unsettled:
+                    await self._settle()
                 elif self._queue:
                     await self._write(*self._queue.take())
                 else:
@@ -231,6 +196,13 @@ class RedisLevel:
             self._turn(BreakerState.CLOSED)
         self._note(Operation.PING, outcome, started)
 
+    async def _settle(self) -> None:
+        """Let Redis finish what it still has of writes that were given up: they must not come true after later ones."""
+        with suppress(ExchangeError):
+            await self._ask(asyncio.get_running_loop().time() + WRITE_TIMEOUT_S, b"PING")
+            await asyncio.sleep(SETTLE_S)
+            self._unsettled = False
+
     async def _write(self, key: bytes, record: bytes | None) -> None:
         """Do one queued operation. A put that fails leaves a delete behind: what Redis has, if anything, is older."""
         started = time.perf_counter()
@@ -245,6 +217,7 @@ class RedisLevel:
                 await self._ask(loop.time() + WRITE_TIMEOUT_S, b"SET", _name(key), value, b"PX", b"%d" % ttl_ms)
         except ExchangeError as error:
             outcome = error.fault
+            self._unsettled = self._unsettled or not error.is_reply
             if key not in self._queue.waiting and (record is not None or not error.is_reply):
                 self._queue.add(key, None)
         finally:

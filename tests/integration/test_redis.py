@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from service.cache import redis as second_level
 from service.cache.record import VERSION
-from service.cache.redis import BreakerState, Operation, Outcome, RedisLevel
+from service.cache.redis import RedisLevel
+from service.cache.redis_observer import BreakerState, Operation, Outcome
 from tests.redis_server import RedisServer, figures, level_on, record_of, timed_get, until
 from tests.running import ROOT
 

@@ -4,8 +4,11 @@ import asyncio
 import os
 import random
 
-from service.cache.redis import BUDGET_S, BreakerState, Operation, Outcome
+import pytest
+
+from service.cache.redis import BUDGET_S
 from service.cache.redis_connections import Fault, RedisConnections
+from service.cache.redis_observer import BreakerState, Operation, Outcome
 from tests.redis_server import Proxy, RedisServer, level_on, record_of, store, timed_get, until, until_open
 
 
@@ -29,15 +32,16 @@ def test_writes_during_an_outage_are_made_after_it() -> None:
         asyncio.run(scenario(server))
 
 
-def test_a_put_that_was_given_up_does_not_come_true_after_the_delete_that_followed() -> None:
-    """What was already sent to a frozen Redis is not allowed to arrive."""
+@pytest.mark.parametrize("mib", [0, 2])
+def test_a_put_that_was_given_up_does_not_come_true_after_the_delete_that_followed(mib: int) -> None:
+    """A frozen Redis has received some of what was sent, or all; it goes on with that as soon as it can."""
     key = os.urandom(32)
 
     async def scenario(server: RedisServer) -> None:
         async with level_on(server.url, budget_s=BUDGET_S) as level:
             await store(level, os.urandom(32))
             with server.frozen():
-                level.put(key, record_of(key, mib=2))
+                level.put(key, record_of(key, mib=mib))
                 await until(lambda: level.counts[Operation.PUT, Fault.TIMEOUT] == 1)
             await until(lambda: level.counts[Operation.DELETE, Outcome.DONE] >= 1)
             await asyncio.sleep(0.3)
