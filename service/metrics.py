@@ -5,8 +5,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from service.answers import Timings
 from service.cache.contract import CacheLevel
 from service.cache.index import EvictionReason
-from service.cache.redis import BreakerState, Operation, Outcome
 from service.cache.redis_connections import Fault
+from service.cache.redis_observer import BreakerState, Operation, Outcome
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 AGE_BUCKETS_S = (1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
