@@ -38,7 +38,7 @@ WAYS = ("HTTP", "gRPC")
 class Loop(NamedTuple):
     """What the clients of one measurement share."""
 
-    start: Barrier
+    start: Barrier  # once before the first connection (idle ones are closed), once before the first prompt
     taken_s: "Queue[list[float]]"
     seconds: float
 
@@ -115,6 +115,7 @@ def ask_over_http(url: str, _: str, index: int, loop: Loop) -> None:
             answer.read()
             assert answer.status < 300, answer.status
 
+        loop.start.wait(60)
         call("PUT", f"/v1/images/http-{index}", PHOTO.read_bytes(), "image/jpeg")
         keep_asking(lambda: call("POST", f"/v1/images/http-{index}/masks", BODY, "application/json"), loop)
 
@@ -123,6 +124,7 @@ def ask_over_grpc(_: str, address: str, index: int, loop: Loop) -> None:
     """Prompt over one channel."""
     with grpc.insecure_channel(address) as channel:
         stub = pb_grpc.SegmentAnythingStub(channel)  # type: ignore[no-untyped-call]
+        loop.start.wait(60)
         stub.EmbedImage(pb.EmbedImageRequest(image_id=f"grpc-{index}", image=PHOTO.read_bytes()))
         request = pb.SegmentRequest(image_id=f"grpc-{index}", prompts=[PROMPT])
         keep_asking(lambda: stub.Segment(request), loop)

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from service.cache.arena import discard_arenas
+from service.settings import default_workers
 
 ROOT = Path(__file__).parent.parent
 SHM = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
@@ -135,6 +136,14 @@ class RunningService:
             time.sleep(0.05)
         raise AssertionError(f"{path} did not answer {status} within {START_S} s")
 
+    def wait_for_workers(self) -> None:
+        """Return when every worker takes connections: until then, canaries of theirs reach Triton at any time."""
+        count = int(self.settings.get("SAM_WORKERS", default_workers()))
+        deadline = time.monotonic() + START_S
+        while len(self.listeners()) < count:
+            assert time.monotonic() < deadline, f"{count} workers did not get ready within {START_S} s"
+            time.sleep(0.05)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, wait, and return the exit code."""
         if self.process.poll() is None:
@@ -186,6 +195,7 @@ class RunningService:
         """Run the service for the block, which begins when it is ready."""
         with cls.launch(embedded=embedded, **settings) as running:
             running.wait_for("/readyz", httpx.codes.OK)
+            running.wait_for_workers()
             yield running
 
 

@@ -64,7 +64,6 @@ def callers_of(service: RunningService, api_key: str = "") -> Iterator[list[Call
 def pair() -> Iterator[RunningService]:
     """Two workers on one arena."""
     with RunningService.start(SAM_WORKERS="2", SAM_MAX_CONCURRENCY="1000") as service:
-        until(lambda: len(service.listeners()) == 2)
         yield service
 
 
