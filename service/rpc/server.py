@@ -39,7 +39,7 @@ class RpcServer:
         connection_age_s: float = 300.0,
         connection_grace_s: float = 30.0,
     ) -> None:
-        self._address = f"{host}:{port}"
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._ready = False
         self._health = HealthServicer()
         self._server: Any = grpc.aio.server(
