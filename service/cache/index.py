@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from time import time
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TOUCH_EVERY_S = 1.0
 BUSY_TIMEOUT_S = 5.0
 
@@ -34,7 +34,8 @@ CREATE TABLE slots (
     last_used_s REAL NOT NULL DEFAULT 0,
     reusable_s REAL NOT NULL DEFAULT 0     -- when not ready: nobody may take the slot before
 );
-CREATE INDEX slots_by_age ON slots (key IS NULL, last_used_s);
+CREATE INDEX slots_by_age ON slots (last_used_s) WHERE key IS NOT NULL;
+CREATE INDEX slots_by_creation ON slots (created_s) WHERE key IS NOT NULL;
 CREATE INDEX slots_by_tenant ON slots (tenant, last_used_s) WHERE key IS NOT NULL;
 CREATE TABLE claims (
     key BLOB NOT NULL, digest TEXT NOT NULL,
@@ -43,6 +44,7 @@ CREATE TABLE claims (
     PRIMARY KEY (key, digest)
 ) WITHOUT ROWID;
 """
+ENTRIES = "SELECT slot, generation, key, tenant, image_id, digest, created_s, last_used_s FROM slots WHERE"
 
 
 class EvictionReason(StrEnum):
@@ -59,6 +61,7 @@ class Entry:
 
     slot: int
     generation: int
+    key: bytes
     tenant: str
     image_id: str
     digest: str
@@ -155,9 +158,7 @@ class Index:
 
     def find(self, key: bytes, *, touch: bool = True) -> Entry | None:
         """Return the ready, unexpired entry of `key`, or None; `touch` counts it as used, written once a second."""
-        row = self._database.execute(
-            "SELECT slot, generation, tenant, image_id, digest, created_s, last_used_s FROM slots WHERE key = ?", (key,)
-        ).fetchone()
+        row = self._database.execute(f"{ENTRIES} key = ?", (key,)).fetchone()
         if row is None:
             return None
         entry, now_s = Entry(*row), time()
@@ -282,10 +283,7 @@ class Index:
 
     def entries(self) -> Iterator[Entry]:
         """Yield what is ready, most recently used first."""
-        for row in self._database.execute(
-            "SELECT slot, generation, tenant, image_id, digest, created_s, last_used_s FROM slots "
-            "WHERE key IS NOT NULL ORDER BY last_used_s DESC"
-        ):
+        for row in self._database.execute(f"{ENTRIES} key IS NOT NULL ORDER BY last_used_s DESC"):
             yield Entry(*row)
 
     @contextmanager

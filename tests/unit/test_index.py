@@ -1,5 +1,6 @@
 """The index that workers share: claims, leases, eviction, and what survives whom."""
 
+import itertools
 import multiprocessing
 import sqlite3
 import time
@@ -167,6 +168,23 @@ def test_a_tenant_at_its_quota_evicts_its_own(open_index: Open) -> None:
     assert claim.slot == mine["a"]
     assert claim.evicted[0] is EvictionReason.QUOTA
     assert index.find(key("theirs")) is not None
+
+
+@pytest.mark.parametrize("limits", [LIMITS, Limits(claim_s=60, lease_s=0, ttl_s=3600)], ids=["lru", "ttl"])
+def test_an_eviction_costs_the_same_however_many_entries_there_are(tmp_path: Path, limits: Limits) -> None:
+    """Every other worker's claim waits for it, and an arena may hold a hundred thousand."""
+    steps = []
+    for slots in (10, 2000):
+        Index.create(tmp_path / str(slots), slots)
+        index = Index(tmp_path / str(slots), limits)
+        for number in range(slots):
+            put(index, str(number))
+        counted = itertools.count()
+        index._database.set_progress_handler(lambda counted=counted: next(counted) * 0, 10)
+        assert index.claim(key("one more"), "d", "t").evicted is not None
+        steps.append(next(counted))
+        index.close()
+    assert steps[1] <= steps[0] + 5
 
 
 def claim_and_die(path: Path) -> None:
