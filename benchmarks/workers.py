@@ -15,16 +15,18 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import closing
-from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from tests.running import RunningService, descendants_of
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue  # cannot be subscripted before Python 3.12
 
 PHOTO = Path(__file__).parent.parent / "service" / "rest" / "static" / "samples" / "coffee.jpg"
 BODY = json.dumps({"prompts": [{"points": [[270, 200, 1]]}]})
@@ -37,7 +39,7 @@ class Loop(NamedTuple):
     """What the clients of one measurement share."""
 
     start: Barrier
-    taken_s: Queue[list[float]]
+    taken_s: "Queue[list[float]]"
     seconds: float
 
 
