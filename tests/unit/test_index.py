@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,35 @@ def test_use_is_written_once_a_second(open_index: Open, tmp_path: Path) -> None:
     assert after.last_used_s >= old.last_used_s + 2
     assert index.find(key("a")).last_used_s == after.last_used_s
     database.close()
+
+
+def test_a_hit_does_not_wait_for_a_worker_that_stands_still_in_a_transaction(open_index: Open, tmp_path: Path) -> None:
+    index = open_index()
+    put(index, "a")
+    index._database.execute("UPDATE slots SET last_used_s = 1000")
+    with sqlite3.connect(tmp_path / "index", isolation_level=None) as frozen:
+        frozen.execute("BEGIN IMMEDIATE")
+        began_s = time.monotonic()
+        assert index.find(key("a")).last_used_s == 1000
+        assert time.monotonic() - began_s < 1
+        frozen.execute("ROLLBACK")
+    frozen.close()
+    index.find(key("a"))
+    assert index.find(key("a")).last_used_s > 1000
+
+
+def test_a_claim_does_wait_for_another_s_transaction(open_index: Open, tmp_path: Path) -> None:
+    index = open_index()
+    put(index, "a")
+    index._database.execute("UPDATE slots SET last_used_s = 1000")
+    index.find(key("a"))  # a touch waits for less, and only itself
+    other = sqlite3.connect(tmp_path / "index", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    ending = threading.Timer(0.3, lambda: other.execute("ROLLBACK"))
+    ending.start()
+    assert index.claim(key("b"), "d", "t") is not None
+    ending.join()
+    other.close()
 
 
 def test_an_abandoned_slot_rests_as_long_as_a_late_write_could_come(open_index: Open) -> None:
