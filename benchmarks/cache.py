@@ -99,7 +99,7 @@ def main() -> None:
     print(
         f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {platform.machine()}, "
         f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}; median (lowest-highest) "
-        f"of {sizes.rounds} rounds"
+        f"of {sizes.rounds} rounds, {sizes.repeats} with several processes"
     )
     for entries in sizes.entries:
         with arena_name() as name:
@@ -144,7 +144,7 @@ def print_arena(filled: Filled, sizes: Sizes) -> None:
         measured = [look_up_in(filled, processes, sizes.seconds) for _ in range(sizes.repeats)]
         rates, p99s, longest = zip(*measured, strict=True)
         print(f"  {processes:9}  {spread(rates, 0):28}  {spread(p99s):24}  {spread(longest)}")
-    print(f"  claim that evicts: {spread(claims_us(filled, CLAIMS))} us")
+    print(f"  claim that evicts: {spread(claims_us(filled, CLAIMS))} us, {CLAIMS} claims")
 
 
 async def time_lookups(filled: Filled, rounds: int) -> dict[str, list[list[float]]]:
