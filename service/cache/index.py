@@ -11,18 +11,20 @@ All times are seconds of the system's clock, the one clock that processes share;
 holds it, so that a dead one's followers need not wait for it.
 """
 
-import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from time import time
 
-SCHEMA_VERSION = 1
+from service.cache.owner import is_alive, this_process
+
+SCHEMA_VERSION = 2
 TOUCH_EVERY_S = 1.0
 BUSY_TIMEOUT_S = 5.0
+TOUCH_TIMEOUT_S = 0.02
 
 SCHEMA = """
 CREATE TABLE slots (
@@ -34,7 +36,8 @@ CREATE TABLE slots (
     last_used_s REAL NOT NULL DEFAULT 0,
     reusable_s REAL NOT NULL DEFAULT 0     -- when not ready: nobody may take the slot before
 );
-CREATE INDEX slots_by_age ON slots (key IS NULL, last_used_s);
+CREATE INDEX slots_by_age ON slots (last_used_s) WHERE key IS NOT NULL;
+CREATE INDEX slots_by_creation ON slots (created_s) WHERE key IS NOT NULL;
 CREATE INDEX slots_by_tenant ON slots (tenant, last_used_s) WHERE key IS NOT NULL;
 CREATE TABLE claims (
     key BLOB NOT NULL, digest TEXT NOT NULL,
@@ -43,6 +46,7 @@ CREATE TABLE claims (
     PRIMARY KEY (key, digest)
 ) WITHOUT ROWID;
 """
+ENTRIES = "SELECT slot, generation, key, tenant, image_id, digest, created_s, last_used_s FROM slots WHERE"
 
 
 class EvictionReason(StrEnum):
@@ -59,6 +63,7 @@ class Entry:
 
     slot: int
     generation: int
+    key: bytes
     tenant: str
     image_id: str
     digest: str
@@ -89,23 +94,6 @@ class Limits:
     lease_s: float
     ttl_s: float = 0.0
     tenant_share: float = 1.0
-
-
-def this_process() -> str:
-    """Return a name of this process that no later one can have: its pid and its start time."""
-    return f"{os.getpid()}:{_start_time(os.getpid())}"
-
-
-def _start_time(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
-
-
-def _is_alive(owner: str) -> bool:
-    pid, _, start = owner.partition(":")
-    return _start_time(int(pid)) == start != ""
 
 
 class Index:
@@ -155,27 +143,34 @@ class Index:
 
     def find(self, key: bytes, *, touch: bool = True) -> Entry | None:
         """Return the ready, unexpired entry of `key`, or None; `touch` counts it as used, written once a second."""
-        row = self._database.execute(
-            "SELECT slot, generation, tenant, image_id, digest, created_s, last_used_s FROM slots WHERE key = ?", (key,)
-        ).fetchone()
+        row = self._database.execute(f"{ENTRIES} key = ?", (key,)).fetchone()
         if row is None:
             return None
         entry, now_s = Entry(*row), time()
         if self._limits.ttl_s and entry.created_s + self._limits.ttl_s <= now_s:
             return None
         if touch and now_s - entry.last_used_s >= TOUCH_EVERY_S:
-            self._database.execute(
-                "UPDATE slots SET last_used_s = ? WHERE slot = ? AND generation = ?",
-                (now_s, entry.slot, entry.generation),
-            )
+            self._touch(entry, now_s)
         return entry
+
+    def _touch(self, entry: Entry, now_s: float) -> None:
+        """Count the entry as used, but not at any price: whoever holds the lock may be frozen, and a hit needs none."""
+        self._database.execute(f"PRAGMA busy_timeout={1000 * TOUCH_TIMEOUT_S:.0f}")
+        try:
+            with suppress(sqlite3.OperationalError):  # the next hit will
+                self._database.execute(
+                    "UPDATE slots SET last_used_s = ? WHERE slot = ? AND generation = ?",
+                    (now_s, entry.slot, entry.generation),
+                )
+        finally:
+            self._database.execute(f"PRAGMA busy_timeout={1000 * BUSY_TIMEOUT_S:.0f}")
 
     def is_claimed(self, key: bytes, digest: str) -> bool:
         """Whether a living process is encoding these bytes for this key."""
         row = self._database.execute(
             "SELECT owner, until_s FROM claims WHERE key = ? AND digest = ?", (key, digest)
         ).fetchone()
-        return row is not None and row[1] > time() and _is_alive(row[0])
+        return row is not None and row[1] > time() and is_alive(row[0])
 
     def claim(self, key: bytes, digest: str, tenant: str) -> Claim | None:
         """Take a slot to encode these bytes into, evicting if needed.
@@ -282,10 +277,7 @@ class Index:
 
     def entries(self) -> Iterator[Entry]:
         """Yield what is ready, most recently used first."""
-        for row in self._database.execute(
-            "SELECT slot, generation, tenant, image_id, digest, created_s, last_used_s FROM slots "
-            "WHERE key IS NOT NULL ORDER BY last_used_s DESC"
-        ):
+        for row in self._database.execute(f"{ENTRIES} key IS NOT NULL ORDER BY last_used_s DESC"):
             yield Entry(*row)
 
     @contextmanager

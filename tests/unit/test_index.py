@@ -1,7 +1,9 @@
 """The index that workers share: claims, leases, eviction, and what survives whom."""
 
+import itertools
 import multiprocessing
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +103,35 @@ def test_use_is_written_once_a_second(open_index: Open, tmp_path: Path) -> None:
     database.close()
 
 
+def test_a_hit_does_not_wait_for_a_worker_that_stands_still_in_a_transaction(open_index: Open, tmp_path: Path) -> None:
+    index = open_index()
+    put(index, "a")
+    index._database.execute("UPDATE slots SET last_used_s = 1000")
+    with sqlite3.connect(tmp_path / "index", isolation_level=None) as frozen:
+        frozen.execute("BEGIN IMMEDIATE")
+        began_s = time.monotonic()
+        assert index.find(key("a")).last_used_s == 1000
+        assert time.monotonic() - began_s < 1
+        frozen.execute("ROLLBACK")
+    frozen.close()
+    index.find(key("a"))
+    assert index.find(key("a")).last_used_s > 1000
+
+
+def test_a_claim_does_wait_for_another_s_transaction(open_index: Open, tmp_path: Path) -> None:
+    index = open_index()
+    put(index, "a")
+    index._database.execute("UPDATE slots SET last_used_s = 1000")
+    index.find(key("a"))  # a touch waits for less, and only itself
+    other = sqlite3.connect(tmp_path / "index", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    ending = threading.Timer(0.3, lambda: other.execute("ROLLBACK"))
+    ending.start()
+    assert index.claim(key("b"), "d", "t") is not None
+    ending.join()
+    other.close()
+
+
 def test_an_abandoned_slot_rests_as_long_as_a_late_write_could_come(open_index: Open) -> None:
     index = open_index(Limits(claim_s=0.3, lease_s=0))
     claims = [index.claim(key(name), "d", "t") for name in "abcd"]
@@ -167,6 +198,23 @@ def test_a_tenant_at_its_quota_evicts_its_own(open_index: Open) -> None:
     assert claim.slot == mine["a"]
     assert claim.evicted[0] is EvictionReason.QUOTA
     assert index.find(key("theirs")) is not None
+
+
+@pytest.mark.parametrize("limits", [LIMITS, Limits(claim_s=60, lease_s=0, ttl_s=3600)], ids=["lru", "ttl"])
+def test_an_eviction_costs_the_same_however_many_entries_there_are(tmp_path: Path, limits: Limits) -> None:
+    """Every other worker's claim waits for it, and an arena may hold a hundred thousand."""
+    steps = []
+    for slots in (10, 2000):
+        Index.create(tmp_path / str(slots), slots)
+        index = Index(tmp_path / str(slots), limits)
+        for number in range(slots):
+            put(index, str(number))
+        counted = itertools.count()
+        index._database.set_progress_handler(lambda counted=counted: next(counted) * 0, 10)
+        assert index.claim(key("one more"), "d", "t").evicted is not None
+        steps.append(next(counted))
+        index.close()
+    assert steps[1] <= steps[0] + 5
 
 
 def claim_and_die(path: Path) -> None:
