@@ -1,0 +1,52 @@
+# Two commands do everything: `make serve` and `make test`. All they install goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTRITON := nvidia-pytriton==0.7.0
+
+.PHONY: help serve test check format generate clean
+
+help:
+	@echo "make serve   a real Triton on the CPU, the bundled sam-tiny model, and the gateway"
+	@echo "make test    every check and every test"
+	@echo "make check   format, lint, types, layers, generated files, unit tests"
+
+serve: .venv/.serve
+	@exec $(BIN)/python -m service --embedded
+
+test: check
+	$(BIN)/python -m pytest --ignore=tests/unit
+
+check: .venv/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory generate OUT=.venv/generated
+	diff -r -x __init__.py -x __pycache__ service/rpc/pb .venv/generated/service/rpc/pb
+	$(BIN)/python -m export repository --check
+	$(BIN)/python -m pytest tests/unit
+
+format: .venv/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Files made from others: the protobuf modules from the .proto. (The model repository: `python -m export repository`.)
+OUT ?= .
+generate: .venv/.test
+	@rm -rf .venv/generated && mkdir -p $(OUT)/service/rpc/pb
+	$(BIN)/python -m grpc_tools.protoc -Iservice/rpc/pb=service/rpc \
+		--python_out=$(OUT) --pyi_out=$(OUT) --grpc_python_out=$(OUT) service/rpc/pb/segment_anything.proto
+
+# pytriton's own requirements (numpy < 2 among them) are for its Python API; only the server it carries is used.
+.venv/.serve: pyproject.toml constraints.txt
+	@test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[serve,cpu]'
+	$(BIN)/pip install --quiet --no-deps $(PYTRITON)
+	@touch $@
+
+.venv/.test: .venv/.serve
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[serve,cpu,export,test]'
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

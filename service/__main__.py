@@ -1,0 +1,71 @@
+"""`python -m service`: read settings and arguments, set up logs, serve."""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from service.errors import StartError
+from service.logs import configure_logging
+from service.server import serve
+from service.settings import Settings
+
+SAMPLE = Path(__file__).parent / "rest" / "static" / "samples" / "coffee.jpg"
+
+READY = """
+Segment Anything is ready.
+
+  documentation  {base}/docs
+  gRPC           {host}:{grpc_port}
+  metrics        http://{host}:{metrics_port}/metrics
+
+Encode a photograph once, then prompt it as often as you like:
+
+  curl -T {sample} {base}/v1/images/coffee
+  curl -H 'content-type: application/json' -d '{prompt}' {base}/v1/images/coffee/masks
+
+Ctrl-C ends it.
+"""
+
+
+def main() -> int:
+    """Serve until told to stop; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m service", description="The Segment Anything gateway. Settings are SAM_ environment variables."
+    )
+    parser.add_argument("--embedded", action="store_true", help="also run a local Triton on the CPU")
+    embedded = parser.parse_args().embedded
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for problem in error.errors():
+            print(f"error: SAM_{str(problem['loc'][0]).upper()}: {problem['msg']}", file=sys.stderr)  # noqa: T201
+        return 2
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        asyncio.run(serve(settings, embedded=embedded, on_ready=lambda: _welcome(settings) if embedded else None))
+    except StartError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def _welcome(settings: Settings) -> None:
+    base = f"http://{settings.host}:{settings.http_port}"
+    print(  # noqa: T201 - the terminal is this mode's user interface
+        READY.format(
+            base=base,
+            host=settings.host,
+            grpc_port=settings.grpc_port,
+            metrics_port=settings.metrics_port,
+            sample=SAMPLE,
+            prompt='{"prompts": [{"points": [[270, 200, 1]]}]}',
+        ),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""What the core is asked and what it answers: frozen records, shared by the core and both transports."""
+
+from dataclasses import dataclass
+
+from service.cache.embeddings import CacheLevel
+from service.mask import Mask, MaskFormat
+from service.prompt import Prompt
+from service.tensors import Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Which model the backend serves; `digest` is its checkpoint's."""
+
+    name: str
+    digest: str
+    geometry: Geometry
+
+    @property
+    def identity(self) -> str:
+        """`name@digest`, as answers carry it."""
+        return f"{self.name}@{self.digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds a request spent per stage, and what it found: the one record from which metrics and answers are made.
+
+    `queue_s` waiting for a permit, `encode_s` decoding the image and running the encoder (or waiting for another
+    request that does), `decode_s` running the decoder, `masks_s` turning logits into masks.
+    """
+
+    queue_s: float
+    encode_s: float
+    decode_s: float
+    masks_s: float
+    total_s: float
+    cache: CacheLevel
+    prompts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """What is known of a cached image; `size` is (height, width), `nbytes` the embedding's."""
+
+    image_id: str
+    digest: str
+    size: tuple[int, int]
+    model: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """Answer to an upload; `created` says that nothing was cached under the id before."""
+
+    image: ImageRecord
+    created: bool
+    cache: CacheLevel
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRequest:
+    """Prompts on one image and how to answer; `if_match`, when given, is the digest the cached bytes must have."""
+
+    prompts: tuple[Prompt, ...]
+    multimask: bool | None = None
+    format: MaskFormat = MaskFormat.RLE
+    if_match: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentResult:
+    """For each prompt its masks, best first."""
+
+    image: ImageRecord
+    results: tuple[tuple[Mask, ...], ...]
+    cache: CacheLevel
+    timings: Timings

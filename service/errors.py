@@ -1,0 +1,67 @@
+"""What can go wrong, in the words of the domain. Codes live in `service.status`; nothing here knows a transport.
+
+SegmentError
+├── InvalidPromptError, InvalidImageIdError          the request says something that cannot be meant
+├── UnsupportedImageError, ImageTooLargeError        the bytes are no picture, or too much of one
+├── ImageNotCachedError, DigestMismatchError         the cache holds nothing, or other bytes, under this id
+├── OverloadedError, DeadlineExceededError           not now, or not in time
+└── ModelUnavailableError, DrainingError             nobody there to answer
+"""
+
+
+class SegmentError(Exception):
+    """An error whose message is meant for the client.
+
+    Args:
+        message: One sentence that says what is wrong and what to do. It must hold no upstream text, path or key.
+        field: The part of the request at fault, e.g. "prompts[0].box"; empty when no single field is.
+    """
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class InvalidPromptError(SegmentError):
+    """The prompts, or the options beside them, are malformed or out of bounds."""
+
+
+class InvalidImageIdError(SegmentError):
+    """The image id does not match the documented pattern, or two parts of the request name different ids."""
+
+
+class UnsupportedImageError(SegmentError):
+    """The bytes are not a JPEG, PNG or WebP still image that can be decoded."""
+
+
+class ImageTooLargeError(SegmentError):
+    """The image exceeds a limit on bytes, pixels or side; found before decoding."""
+
+
+class ImageNotCachedError(SegmentError):
+    """No embedding is cached under this id: send the bytes again."""
+
+
+class DigestMismatchError(SegmentError):
+    """The cached image has other bytes than the caller's `If-Match` names."""
+
+
+class OverloadedError(SegmentError):
+    """Refused before any work was done because too much is under way."""
+
+
+class DeadlineExceededError(SegmentError):
+    """The request's own deadline, or the default one, passed."""
+
+
+class ModelUnavailableError(SegmentError):
+    """Triton cannot be reached, or does not serve a usable model."""
+
+
+class DrainingError(SegmentError):
+    """The process is shutting down and takes no new work."""
+
+
+class StartError(Exception):
+    """The process cannot start; for the person who starts it. The message says what to do."""

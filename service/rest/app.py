@@ -1,0 +1,126 @@
+"""The HTTP application: routes, error handlers, and the one middleware that counts and bounds requests."""
+
+import logging
+from time import monotonic
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import InvalidPromptError, SegmentError
+from service.image import too_many_bytes
+from service.logs import log_failure
+from service.metrics import OK, Metrics
+from service.rest.problems import problem, problem_from_error, problem_from_validation
+from service.rest.routes import health, router
+from service.rest.schemas import Problem
+from service.segmenter import Segmenter
+from service.status import INTERNAL, status_of
+
+log = logging.getLogger(__name__)
+
+MAX_JSON_BYTES = 4 * 1024 * 1024
+MULTIPART_OVERHEAD_BYTES = 1024 * 1024
+OUTCOME = "sam.outcome"  # where the error handlers leave the reason for the middleware
+
+
+def create_app(segmenter: Segmenter, metrics: Metrics) -> FastAPI:
+    """Return the application around one core."""
+    app = FastAPIOffline(
+        title="Segment Anything",
+        summary="Encode an image once, then turn clicks and boxes into masks.",
+        redoc_url=None,
+        version="1",
+    )
+    app.state.segmenter = segmenter
+    app.include_router(router)
+    app.include_router(health)
+    app.add_exception_handler(SegmentError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_error)
+    app.add_middleware(RequestObserver, metrics=metrics, max_image_bytes=segmenter.limits.max_bytes)
+    _document_problems(app)
+    return app
+
+
+class RequestObserver:
+    """Bounds each request's body while it arrives, and counts each answer by route and outcome."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_image_bytes: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._max_image_bytes = max_image_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start_s, status, received = monotonic(), 500, 0
+        is_json = (b"content-type", b"application/json") in scope["headers"]
+
+        async def bounded_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if is_json and received > MAX_JSON_BYTES:
+                raise InvalidPromptError(f"the body has more than {MAX_JSON_BYTES} bytes", field="body")
+            if received > self._max_image_bytes + MULTIPART_OVERHEAD_BYTES:
+                raise too_many_bytes(self._max_image_bytes)
+            return message
+
+        async def noting_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, bounded_receive, noting_send)
+        finally:
+            outcome = scope.get(OUTCOME) or (OK if status < 400 else f"http_{status}")  # noqa: PLR2004 - HTTP's own bound
+            route = getattr(scope.get("route"), "path", "unknown")
+            self._metrics.request("http", f"{scope['method']} {route}", outcome, monotonic() - start_s)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    status = status_of(error)
+    request.scope[OUTCOME] = status.reason
+    if status is not INTERNAL:  # those are raised again by the framework, and logged by the server
+        log_failure(log, error)
+    return problem_from_error(error)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise TypeError from error
+    return await _on_error(request, problem_from_validation(error.errors()))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Answer for the framework's own errors: unknown routes, wrong methods, broken multipart."""
+    if not isinstance(error, HTTPException):
+        raise TypeError from error
+    if isinstance(error.__context__, SegmentError):  # raised while the framework read the body
+        return await _on_error(request, error.__context__)
+    reasons = {404: "not_found", 405: "method_not_allowed"}
+    if error.status_code not in reasons:
+        return await _on_error(request, InvalidPromptError("the body cannot be read", field="body"))
+    reason = request.scope[OUTCOME] = reasons[error.status_code]
+    return problem(error.status_code, reason, "there is nothing here; see /docs", headers=dict(error.headers or {}))
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Put the problem document into OpenAPI, where the routes' error answers refer to it."""
+    schema = app.openapi()
+    schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+    for path in schema["paths"].values():
+        for operation in path.values():
+            answers = operation["responses"]
+            answers.get("422", {}).get("content", {}).pop("application/json", None)
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(unused, None)

@@ -1,0 +1,55 @@
+"""Errors as RFC 9457 problem documents."""
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from service.errors import InvalidPromptError, SegmentError
+from service.rest.schemas import Problem
+from service.status import INTERNAL, STATUS, message_of, status_of
+
+MEDIA_TYPE = "application/problem+json"
+
+# What every route may answer, for OpenAPI: HTTP status -> reasons.
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {
+        "description": ", ".join(status.reason for status in [*STATUS.values(), INTERNAL] if status.http == code),
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    for code in sorted({status.http for status in [*STATUS.values(), INTERNAL]})
+}
+
+
+def problem_from_error(error: BaseException) -> JSONResponse:
+    """Return the answer for `error`, by the table."""
+    status = status_of(error)
+    field = error.field if isinstance(error, SegmentError) else ""
+    headers = {} if status.retry_after_s is None else {"retry-after": f"{status.retry_after_s:g}"}
+    return problem(status.http, status.reason, message_of(error), field=field, headers=headers)
+
+
+def problem(
+    http: int, reason: str, detail: str, *, field: str = "", headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """Return a problem document."""
+    body = Problem(title=HTTPStatus(http).phrase, status=http, detail=detail, reason=reason, field=field or None)
+    return JSONResponse(body.model_dump(exclude_none=True), http, headers, MEDIA_TYPE)
+
+
+def problem_from_validation(errors: Iterable[Any]) -> InvalidPromptError:
+    """Return our error for the first of pydantic's; the field is written like `prompts[0].box[2]`."""
+    first = next(iter(errors))
+    field = ""
+    for part in first["loc"]:
+        if part in ("body", "query", "path", "header") and not field:
+            continue
+        field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
+    if first["type"] == "json_invalid":
+        return InvalidPromptError("the body is not valid JSON", field="body")
+    if field.endswith("format"):
+        return InvalidPromptError("format must be rle or png", field="format")
+    if not field:
+        return InvalidPromptError("the body must be a JSON object; send content-type: application/json", field="body")
+    return InvalidPromptError(f"{field}: {first['msg']}", field=field)

@@ -1,0 +1,176 @@
+"""The HTTP routes. A handler converts in, calls the `Segmenter`, converts out."""
+
+import math
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, File, Form, Header, Path, Request, Response, UploadFile
+from fastapi.responses import RedirectResponse
+from pydantic import ValidationError
+
+from service.errors import InvalidImageIdError, InvalidPromptError
+from service.image import too_many_bytes
+from service.rest import schemas
+from service.rest.problems import PROBLEMS, problem_from_validation
+from service.segmenter import Segmenter
+
+router = APIRouter(responses=PROBLEMS)
+health = APIRouter()
+
+IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+BINARY_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "The bytes of a JPEG, PNG or WebP still image.",
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGE_TYPES},
+    }
+}
+
+
+def segmenter_of(request: Request) -> Segmenter:
+    """Return the core this app was made for."""
+    segmenter: Segmenter = request.app.state.segmenter
+    return segmenter
+
+
+def image_id_of(
+    image_id: Annotated[str, Path(description="Your name for the image: A-Z a-z 0-9 . _ : @ = + -, at most 128.")],
+    x_image_id: Annotated[
+        str | None, Header(description="The same id, for load balancers that hash on a header; optional.")
+    ] = None,
+) -> str:
+    """Return the id of the path; a header, when there is one, must agree."""
+    if x_image_id not in (None, image_id):
+        raise InvalidImageIdError("the header x-image-id names another image than the path", field="x-image-id")
+    return image_id
+
+
+def deadline_of(
+    x_request_timeout: Annotated[
+        str | None, Header(description="Seconds this request may take; capped by the server's own deadline.")
+    ] = None,
+) -> float | None:
+    """Return the caller's deadline in seconds, or None."""
+    try:
+        deadline_s = None if x_request_timeout is None else float(x_request_timeout)
+    except ValueError:
+        deadline_s = math.nan
+    if deadline_s is not None and not (math.isfinite(deadline_s) and deadline_s > 0):
+        raise InvalidPromptError("x-request-timeout must be a number of seconds above 0", field="x-request-timeout")
+    return deadline_s
+
+
+Core = Annotated[Segmenter, Depends(segmenter_of)]
+ImageId = Annotated[str, Depends(image_id_of)]
+Deadline = Annotated[float | None, Depends(deadline_of)]
+IfMatch = Annotated[str | None, Header(description="Answer only if the cached image has this ETag.")]
+
+
+@router.put(
+    "/v1/images/{image_id}",
+    summary="Encode an image and cache it",
+    status_code=201,
+    response_model=schemas.EmbedAnswer,
+    responses={
+        200: {"description": "Cached before; encoded anew only if the bytes differ", "model": schemas.EmbedAnswer}
+    },
+    openapi_extra=BINARY_BODY,
+)
+async def put_image(
+    image_id: ImageId, request: Request, response: Response, core: Core, deadline_s: Deadline
+) -> schemas.EmbedAnswer:
+    """Encode the body and keep its embedding, so that every further prompt skips the encoder."""
+    result = await core.embed(image_id, await _body(request, core.limits.max_bytes), deadline_s)
+    response.status_code = 201 if result.created else 200
+    response.headers["etag"] = f'"{result.image.digest}"'
+    return schemas.EmbedAnswer(
+        **schemas.image_body(result.image), cache=result.cache, timings_ms=schemas.timings_body(result.timings)
+    )
+
+
+@router.api_route(
+    "/v1/images/{image_id}", methods=["HEAD"], summary="Whether an image is cached", include_in_schema=False
+)
+@router.get("/v1/images/{image_id}", summary="What is known of a cached image")
+async def get_image(image_id: ImageId, response: Response, core: Core) -> schemas.ImageBody:
+    """Answer 404 `image_not_cached` when the embedding is gone."""
+    image = core.image(image_id)
+    response.headers["etag"] = f'"{image.digest}"'
+    return schemas.ImageBody(**schemas.image_body(image))
+
+
+@router.delete("/v1/images/{image_id}", summary="Forget an image", status_code=204)
+async def delete_image(image_id: ImageId, core: Core) -> None:
+    """Drop the embedding."""
+    core.delete(image_id)
+
+
+@router.post(
+    "/v1/images/{image_id}/masks", summary="Masks for prompts on a cached image", response_model_exclude_none=True
+)
+async def segment(
+    image_id: ImageId, body: schemas.SegmentBody, core: Core, deadline_s: Deadline, if_match: IfMatch = None
+) -> schemas.SegmentAnswer:
+    """Run the decoder only. 404 `image_not_cached` when the embedding is gone: PUT the bytes again."""
+    result = await core.segment(image_id, body.to_request(_tag(if_match)), deadline_s)
+    return schemas.answer_from_result(result)
+
+
+@router.post("/v1/masks", summary="Image and prompts in one call", response_model_exclude_none=True)
+async def segment_bytes(
+    image: Annotated[UploadFile, File(description="The bytes of a JPEG, PNG or WebP still image.")],
+    request: Annotated[str, Form(description="JSON of the same form as the body of `/v1/images/{image_id}/masks`.")],
+    core: Core,
+    deadline_s: Deadline,
+    x_image_id: Annotated[str, Header(description="Cache under this id; else under the content digest.")] = "",
+) -> schemas.SegmentAnswer:
+    """For clients that keep no ids. The answer's `image_id` can be prompted again."""
+    try:
+        body = schemas.SegmentBody.model_validate_json(request)
+    except ValidationError as error:
+        raise problem_from_validation(error.errors()) from error
+    result = await core.segment_bytes(await image.read(), body.to_request(), x_image_id, deadline_s)
+    return schemas.answer_from_result(result)
+
+
+@router.get("/v1/model", summary="The model being served")
+async def get_model(core: Core) -> schemas.ModelBody:
+    """Name, digest and geometry."""
+    return schemas.model_body(core.model)
+
+
+@health.get("/healthz", summary="Liveness")
+async def healthz() -> schemas.HealthBody:
+    """Answer as long as the process serves, whatever the model does."""
+    return schemas.HealthBody(status="ok")
+
+
+@health.get("/readyz", summary="Readiness", responses={503: {"model": schemas.HealthBody}})
+async def readyz(core: Core, response: Response) -> schemas.HealthBody:
+    """200 once a canary has come through the model, 503 before, after a failure and while draining."""
+    if core.ready:
+        return schemas.HealthBody(status="ok")
+    response.status_code = 503
+    return schemas.HealthBody(status="draining" if core.draining else "model_unavailable")
+
+
+@health.get("/", include_in_schema=False)
+async def index() -> RedirectResponse:
+    """Lead people to the documentation."""
+    return RedirectResponse("docs")
+
+
+async def _body(request: Request, max_bytes: int) -> bytes:
+    """Return the body, refused as soon as it announces or shows more than `max_bytes`."""
+    if int(request.headers.get("content-length", 0)) > max_bytes:
+        raise too_many_bytes(max_bytes)
+    chunks, received = [], 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > max_bytes:
+            raise too_many_bytes(max_bytes)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _tag(if_match: str | None) -> str | None:
+    return None if if_match in (None, "*") else if_match.strip('"')

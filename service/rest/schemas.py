@@ -1,0 +1,195 @@
+"""Bodies of the HTTP API, and their conversion from and to the core's values."""
+
+import base64
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.answers import ImageRecord, Model, SegmentRequest, SegmentResult, Timings
+from service.cache.embeddings import CacheLevel
+from service.mask import Mask, MaskFormat
+from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt
+
+
+class PromptBody(BaseModel):
+    """One object to segment, by points, a box, or both."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    points: list[tuple[float, float, int]] = Field(
+        default=[],
+        description=f"Clicks `[x, y, label]` in pixels of the original image (x right, y down); label 1 is foreground, "
+        f"0 background. At most {MAX_POINTS}.",
+    )
+    box: tuple[float, float, float, float] | None = Field(
+        default=None, description="`[x0, y0, x1, y1]` in pixels of the original image, with x0 < x1 and y0 < y1."
+    )
+
+    def to_prompt(self) -> Prompt:
+        """Return the core's prompt."""
+        return Prompt(tuple(Point(*point) for point in self.points), Box(*self.box) if self.box else None)
+
+
+class SegmentBody(BaseModel):
+    """Prompts on one image."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"prompts": [{"points": [[320, 240, 1]], "box": [50, 40, 400, 380]}]}]},
+    )
+
+    prompts: list[PromptBody] = Field(description=f"1 to {MAX_PROMPTS} prompts, answered in this order.")
+    multimask: bool | None = Field(
+        default=None,
+        description="true: three candidates, best first. false: the single-mask output. null: the best candidate for a "
+        "lone point, which is ambiguous, else the single-mask output.",
+    )
+    format: MaskFormat = Field(
+        default=MaskFormat.RLE, description="rle: COCO's compressed run lengths. png: a bilevel PNG, base64."
+    )
+
+    def to_request(self, if_match: str | None = None) -> SegmentRequest:
+        """Return the core's request; `if_match` is the header's entity tag or None."""
+        prompts = tuple(prompt.to_prompt() for prompt in self.prompts)
+        return SegmentRequest(prompts, self.multimask, self.format, if_match)
+
+
+class RleBody(BaseModel):
+    """COCO's compressed run lengths, readable by pycocotools."""
+
+    size: tuple[int, int] = Field(description="[height, width] of the original image.")
+    counts: str
+
+
+class MaskBody(BaseModel):
+    """One mask, of the original image's size."""
+
+    rle: RleBody | None = Field(default=None, description="With format rle.")
+    png: str | None = Field(default=None, description="With format png: base64 of a bilevel PNG, white on black.")
+    score: float = Field(description="Predicted IoU, about 0 to 1.")
+    stability: float = Field(description="Stability score of the low-res logits, 0 to 1.")
+    bbox: tuple[int, int, int, int] = Field(description="COCO's [x, y, width, height] in pixels; zeros if empty.")
+    area: int = Field(description="Pixels of the mask.")
+
+
+class ResultBody(BaseModel):
+    """The masks of one prompt, best first."""
+
+    masks: list[MaskBody]
+
+
+class TimingsBody(BaseModel):
+    """Milliseconds per stage."""
+
+    queue: float = Field(description="Waiting for admission.")
+    encode: float = Field(description="Decoding the image and running the encoder; 0 when the embedding was cached.")
+    decode: float = Field(description="Running the prompt decoder.")
+    masks: float = Field(description="Turning logits into masks.")
+    total: float
+
+
+class SegmentAnswer(BaseModel):
+    """Masks for each prompt, in the prompts' order."""
+
+    image_id: str
+    size: tuple[int, int] = Field(description="[height, width] of the original image as a person sees it.")
+    model: str = Field(description="name@digest of the model that answered.")
+    cache: CacheLevel = Field(description="Where the embedding came from; miss: the encoder ran.")
+    results: list[ResultBody]
+    timings_ms: TimingsBody
+
+
+class ImageBody(BaseModel):
+    """A cached image."""
+
+    image_id: str
+    digest: str = Field(description="Digest of the uploaded bytes; also the ETag.")
+    size: tuple[int, int] = Field(description="[height, width] of the original image as a person sees it.")
+    model: str
+    embedding_bytes: int
+
+
+class EmbedAnswer(ImageBody):
+    """A cached image, and what caching it took."""
+
+    cache: CacheLevel = Field(description="memory: these bytes were cached already; miss: the encoder ran.")
+    timings_ms: TimingsBody
+
+
+class ModelBody(BaseModel):
+    """The model being served."""
+
+    name: str
+    digest: str
+    input_size: int = Field(description="Longest side, in pixels, that images are resized to.")
+    embedding_shape: tuple[int, int, int]
+    max_prompts: int = MAX_PROMPTS
+    max_points: int = MAX_POINTS
+
+
+class HealthBody(BaseModel):
+    """Liveness or readiness."""
+
+    status: Annotated[str, Field(description="ok, or why not.")]
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str = Field(description="What is wrong and what to do, for people.")
+    reason: str = Field(description="What is wrong, for programs; stable.")
+    field: str | None = Field(default=None, description="The part of the request at fault, if it is one.")
+
+
+def image_body(image: ImageRecord) -> dict[str, Any]:
+    """Return the fields of `ImageBody`."""
+    return {
+        "image_id": image.image_id,
+        "digest": image.digest,
+        "size": image.size,
+        "model": image.model,
+        "embedding_bytes": image.nbytes,
+    }
+
+
+def answer_from_result(result: SegmentResult) -> SegmentAnswer:
+    """Return the answer's body."""
+    return SegmentAnswer(
+        image_id=result.image.image_id,
+        size=result.image.size,
+        model=result.image.model,
+        cache=result.cache,
+        results=[ResultBody(masks=_masks(masks)) for masks in result.results],
+        timings_ms=timings_body(result.timings),
+    )
+
+
+def timings_body(timings: Timings) -> TimingsBody:
+    """Return milliseconds, to the microsecond."""
+    stages = ("queue", "encode", "decode", "masks", "total")
+    return TimingsBody(**{stage: round(1000 * getattr(timings, f"{stage}_s"), 3) for stage in stages})
+
+
+def model_body(model: Model) -> ModelBody:
+    """Return the model's facts."""
+    side = model.geometry.grid_size
+    shape = (model.geometry.channels, side, side)
+    return ModelBody(name=model.name, digest=model.digest, input_size=model.geometry.input_size, embedding_shape=shape)
+
+
+def _masks(masks: Sequence[Mask]) -> list[MaskBody]:
+    return [
+        MaskBody(
+            rle=RleBody(size=mask.size, counts=mask.data.decode()) if mask.format is MaskFormat.RLE else None,
+            png=base64.b64encode(mask.data).decode() if mask.format is MaskFormat.PNG else None,
+            score=mask.score,
+            stability=mask.stability,
+            bbox=mask.bbox,
+            area=mask.area,
+        )
+        for mask in masks
+    ]

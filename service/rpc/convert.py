@@ -1,0 +1,104 @@
+"""Protobuf messages from and to the core's values."""
+
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+
+from service.answers import EmbedResult, ImageRecord, Model, SegmentRequest, SegmentResult, Timings
+from service.cache.embeddings import CacheLevel
+from service.errors import InvalidPromptError
+from service.mask import Mask, MaskFormat
+from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt
+from service.rpc.pb import segment_anything_pb2 as pb
+
+FORMATS = {
+    pb.MASK_FORMAT_UNSPECIFIED: MaskFormat.RLE,
+    pb.MASK_FORMAT_RLE: MaskFormat.RLE,
+    pb.MASK_FORMAT_PNG: MaskFormat.PNG,
+}
+LEVELS = {CacheLevel.MEMORY: pb.CACHE_LEVEL_MEMORY, CacheLevel.MISS: pb.CACHE_LEVEL_MISS}
+
+
+def request_from_pb(message: pb.SegmentRequest) -> SegmentRequest:
+    """Return the core's request."""
+    if message.format not in FORMATS:
+        raise InvalidPromptError("format must be rle or png", field="format")
+    return SegmentRequest(
+        prompts=_prompts_from_pb(message.prompts),
+        multimask=message.multimask if message.HasField("multimask") else None,
+        format=FORMATS[message.format],
+        if_match=message.if_match if message.HasField("if_match") else None,
+    )
+
+
+def _prompts_from_pb(messages: RepeatedCompositeFieldContainer[pb.Prompt]) -> tuple[Prompt, ...]:
+    return tuple(
+        Prompt(
+            tuple(Point(point.x, point.y, point.label) for point in message.points),
+            Box(message.box.x0, message.box.y0, message.box.x1, message.box.y1) if message.HasField("box") else None,
+        )
+        for message in messages
+    )
+
+
+def pb_from_embed_result(result: EmbedResult) -> pb.EmbedImageResponse:
+    """Return the answer to an upload."""
+    return pb.EmbedImageResponse(
+        image=pb_from_image(result.image),
+        created=result.created,
+        cache=LEVELS[result.cache],
+        timings=_pb_from_timings(result.timings),
+    )
+
+
+def pb_from_result(result: SegmentResult) -> pb.SegmentResponse:
+    """Return the masks."""
+    return pb.SegmentResponse(
+        image=pb_from_image(result.image),
+        cache=LEVELS[result.cache],
+        results=[pb.Result(masks=[_pb_from_mask(mask) for mask in masks]) for masks in result.results],
+        timings=_pb_from_timings(result.timings),
+    )
+
+
+def pb_from_image(image: ImageRecord) -> pb.Image:
+    """Return what is known of a cached image."""
+    height, width = image.size
+    return pb.Image(
+        image_id=image.image_id,
+        digest=image.digest,
+        size=pb.Size(height=height, width=width),
+        model=image.model,
+        embedding_bytes=image.nbytes,
+    )
+
+
+def pb_from_model(model: Model) -> pb.GetModelResponse:
+    """Return the model's facts."""
+    side = model.geometry.grid_size
+    return pb.GetModelResponse(
+        name=model.name,
+        digest=model.digest,
+        input_size=model.geometry.input_size,
+        embedding_shape=[model.geometry.channels, side, side],
+        max_prompts=MAX_PROMPTS,
+        max_points=MAX_POINTS,
+    )
+
+
+def _pb_from_mask(mask: Mask) -> pb.Mask:
+    x, y, width, height = mask.bbox
+    message = pb.Mask(
+        score=mask.score,
+        stability=mask.stability,
+        bbox=pb.BoundingBox(x=x, y=y, width=width, height=height),
+        area=mask.area,
+    )
+    if mask.format is MaskFormat.RLE:
+        message.rle_counts = mask.data
+    else:
+        message.png = mask.data
+    return message
+
+
+def _pb_from_timings(timings: Timings) -> pb.Timings:
+    stages = ("queue", "encode", "decode", "masks", "total")
+    return pb.Timings(**{f"{stage}_ms": round(1000 * getattr(timings, f"{stage}_s"), 3) for stage in stages})

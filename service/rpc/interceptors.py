@@ -1,0 +1,90 @@
+"""Errors to gRPC statuses, by the table; and one line of metrics a call."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from service.errors import SegmentError
+from service.logs import log_failure
+from service.metrics import OK, Metrics
+from service.status import message_of, status_of
+
+log = logging.getLogger(__name__)
+
+DOMAIN = "sam"
+SERVICE_PREFIX = "/sam.v1."
+
+
+class _Status(grpc.Status):  # type: ignore[misc] # grpc has no types
+    """What `ServicerContext.abort_with_status` takes."""
+
+    def __init__(
+        self, code: grpc.StatusCode, details: str, trailing_metadata: tuple[tuple[str, str | bytes], ...]
+    ) -> None:
+        self.code = code
+        self.details = details
+        self.trailing_metadata = trailing_metadata
+
+
+def status_from_error(error: BaseException) -> grpc.Status:
+    """Return the gRPC status for `error`: code and sentence, ErrorInfo with the reason, RetryInfo and pushback."""
+    status, message = status_of(error), message_of(error)
+    field = error.field if isinstance(error, SegmentError) else ""
+    info = error_details_pb2.ErrorInfo(reason=status.reason, domain=DOMAIN, metadata={"field": field} if field else {})
+    rich = status_pb2.Status(code=status.grpc.value[0], message=message)
+    rich.details.add().Pack(info)
+    trailers: list[tuple[str, str | bytes]] = []
+    if status.retry_after_s is not None:
+        wait_ms = round(1000 * status.retry_after_s)
+        rich.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=Duration(nanos=0, seconds=wait_ms // 1000)))
+        trailers.append(("grpc-retry-pushback-ms", str(wait_ms)))
+    trailers.append(("grpc-status-details-bin", rich.SerializeToString()))
+    return _Status(status.grpc, message, tuple(trailers))
+
+
+class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc has no types
+    """Turns errors into statuses and counts each call by method and outcome."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler:
+        """Wrap the handler of one of our unary methods; leave health and reflection alone."""
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith(SERVICE_PREFIX):
+            return handler
+        return grpc.unary_unary_rpc_method_handler(
+            self._observed(details.method.rpartition("/")[2], handler.unary_unary),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _observed(
+        self, route: str, handle: Callable[[Message, grpc.aio.ServicerContext], Awaitable[Message]]
+    ) -> Callable[[Message, grpc.aio.ServicerContext], Awaitable[Message]]:
+        async def observed(request: Message, context: grpc.aio.ServicerContext) -> Message:
+            start_s, outcome = monotonic(), OK
+            try:
+                return await handle(request, context)
+            except asyncio.CancelledError:
+                outcome = "cancelled"
+                raise
+            except Exception as error:  # noqa: BLE001 - the one place of this transport where errors end
+                outcome = status_of(error).reason
+                log_failure(log, error)
+                failure = status_from_error(error)
+            finally:
+                self._metrics.request("grpc", route, outcome, monotonic() - start_s)
+            await context.abort_with_status(failure)
+            raise AssertionError("abort_with_status returned")
+
+        return observed

@@ -1,0 +1,194 @@
+"""A local tritonserver for embedded mode: found, started, awaited and ended. Development and tests; loopback only."""
+
+import asyncio
+import ctypes
+import importlib.util
+import logging
+import os
+import shutil
+import signal
+import site
+import socket
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.errors import StartError
+
+log = logging.getLogger(__name__)
+triton_log = logging.getLogger("triton")
+
+# What the wheel's server always says on a machine without a GPU, where it is meant to run.
+HARMLESS = ("pinned_memory_manager.cc", "CudaDriverHelper has not been initialized")
+
+STOP_S = 10.0
+PR_SET_PDEATHSIG = 1
+UTILITIES = "triton_python_backend_utils.py"
+SHM = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Where a tritonserver lies: the binary, its libraries (to be found first) and its Python backend."""
+
+    binary: Path
+    libraries: Path
+    python_backend: Path
+    stub: Path
+
+
+def find_installation() -> Installation:
+    """Find the server that the nvidia-pytriton wheel carries; only its binaries are used.
+
+    Raises:
+        StartError: it is not installed, or carries no Python backend for this interpreter.
+    """
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise StartError("embedded mode needs tritonserver: pip install --no-deps nvidia-pytriton==0.7.0")
+    package = Path(spec.origin).parent
+    server = package / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.exists():
+        raise StartError(f"the installed tritonserver has no Python backend for Python {version}")
+    return Installation(
+        server / "bin" / "tritonserver", package.parent / "nvidia_pytriton.libs", server / "backends" / "python", stub
+    )
+
+
+class TritonProcess:
+    """One tritonserver, owned by this process and ended with it, its shared memory included.
+
+    Args:
+        repository: Folder of the models to serve.
+        grpc_address: "host:port" to listen on.
+        metrics_port: Port of its own /metrics, same host.
+    """
+
+    def __init__(self, repository: Path, grpc_address: str, metrics_port: int) -> None:
+        self._repository = repository
+        self._host, _, port = grpc_address.rpartition(":")
+        self._port = int(port)
+        self._metrics_port = metrics_port
+        self._process: asyncio.subprocess.Process | None = None
+        self._logging: asyncio.Task[None] | None = None
+        self._backends = Path()
+        self._shm_prefix = f"sam_triton_{os.getpid()}_"
+
+    async def start(self) -> None:
+        """Start the server; it is not ready yet when this returns.
+
+        Raises:
+            StartError: no server, no such repository, or a port is taken.
+        """
+        installation = find_installation()
+        if not (self._repository / "sam_encoder").is_dir():
+            raise StartError(f"{self._repository} is no model repository; set SAM_MODEL_REPOSITORY")
+        for port, setting in ((self._port, "SAM_TRITON_URL"), (self._metrics_port, "SAM_TRITON_METRICS_PORT")):
+            _check_free(self._host, port, setting)
+        self._backends = Path(tempfile.mkdtemp(prefix="sam-triton-"))
+        _lay_out_backend(installation, self._backends / "python")
+        self._process = await asyncio.create_subprocess_exec(
+            installation.binary,
+            *self._arguments(),
+            env=_environment(installation),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C is for the gateway, which ends Triton after its own requests
+            preexec_fn=_die_with_parent,
+        )
+        self._logging = asyncio.create_task(_log_lines(self._process.stdout))
+
+    def _arguments(self) -> list[str]:
+        return [
+            f"--model-repository={self._repository}",
+            f"--backend-directory={self._backends}",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            "--disable-auto-complete-config",
+            "--allow-http=false",
+            f"--grpc-address={self._host}",
+            f"--grpc-port={self._port}",
+            f"--metrics-address={self._host}",
+            f"--metrics-port={self._metrics_port}",
+            "--allow-gpu-metrics=false",
+            "--log-info=false",
+            "--exit-timeout-secs=5",
+        ]
+
+    async def wait(self) -> int:
+        """Wait until the server ends, and return its exit code."""
+        if self._process is None:
+            raise RuntimeError("not started")
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """End the server, gently first, and remove what it left in shared memory."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), STOP_S)
+            except TimeoutError:
+                log.warning("triton.killed it did not end within %g s", STOP_S)
+                os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+        if self._logging is not None:
+            await self._logging
+        self._sweep()
+
+    def _sweep(self) -> None:
+        for region in SHM.glob(f"{self._shm_prefix}*"):
+            region.unlink(missing_ok=True)
+        if self._backends != Path():
+            shutil.rmtree(self._backends, ignore_errors=True)
+
+
+async def _log_lines(lines: asyncio.StreamReader | None) -> None:
+    """Pass the server's words on to our log, until it ends."""
+    while lines is not None and (raw := await lines.readline()):
+        line = raw.decode(errors="replace").rstrip()
+        if line and not any(words in line for words in HARMLESS):
+            triton_log.log(logging.WARNING if line.startswith(("W", "E", "F")) else logging.DEBUG, "%s", line)
+
+
+def _check_free(host: str, port: int, setting: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartError(f"Triton cannot listen on {host}:{port}; set {setting} to a free port") from error
+
+
+def _lay_out_backend(installation: Installation, folder: Path) -> None:
+    """Put library, utilities and the stub of this Python side by side, as Triton wants them.
+
+    The stub ignores PYTHONPATH, and its utilities, the first thing it imports, need numpy: they are told where it lies.
+    """
+    folder.mkdir(parents=True)
+    for file in installation.python_backend.iterdir():
+        if file.name == UTILITIES:
+            site_packages = f"import sys; sys.path += {site.getsitepackages()!r}\n"
+            (folder / file.name).write_text(site_packages + file.read_text())
+        else:
+            (folder / file.name).symlink_to(file)
+    stub = folder / installation.stub.name
+    shutil.copyfile(installation.stub, stub)
+    stub.chmod(0o755)
+
+
+def _environment(installation: Installation) -> dict[str, str]:
+    libraries = [str(installation.libraries), sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH", "")]
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
+    }
+
+
+def _die_with_parent() -> None:
+    """In the child: get SIGTERM when the gateway dies, however it dies."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,198 @@
+"""One interface over both transports, so that every case runs over each and the answers can be compared."""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+import httpx
+from google.rpc import error_details_pb2, status_pb2
+
+from service.rpc.pb import segment_anything_pb2 as pb
+from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a client is told: the stable reason, the sentence, the field, whether to come back, and the code."""
+
+    reason: str
+    message: str
+    field: str
+    retry: bool
+
+
+class Caller(Protocol):
+    """The calls of the API with plain values; failures are returned, not raised. `codes` holds the last raw code."""
+
+    code: object
+
+    def embed(self, image_id: str, data: bytes, timeout_s: float | None = None) -> dict[str, Any] | Failure: ...
+    def image(self, image_id: str) -> dict[str, Any] | Failure: ...
+    def delete(self, image_id: str) -> dict[str, Any] | Failure: ...
+    def segment(
+        self, image_id: str, body: Mapping[str, Any], if_match: str | None = None
+    ) -> dict[str, Any] | Failure: ...
+    def segment_bytes(self, data: bytes, body: Mapping[str, Any]) -> dict[str, Any] | Failure: ...
+    def model(self) -> dict[str, Any] | Failure: ...
+
+
+class RestCaller:
+    """Over HTTP."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=60)
+        self.code: object = None
+
+    def close(self) -> None:
+        self._client.close()
+
+    def embed(self, image_id: str, data: bytes, timeout_s: float | None = None) -> dict[str, Any] | Failure:
+        headers = {} if timeout_s is None else {"x-request-timeout": str(timeout_s)}
+        answer = self._call("PUT", f"/v1/images/{image_id}", content=data, headers=headers)
+        return answer if isinstance(answer, Failure) else {**answer, "created": self.code == 201}
+
+    def image(self, image_id: str) -> dict[str, Any] | Failure:
+        return self._call("GET", f"/v1/images/{image_id}")
+
+    def delete(self, image_id: str) -> dict[str, Any] | Failure:
+        return self._call("DELETE", f"/v1/images/{image_id}")
+
+    def segment(self, image_id: str, body: Mapping[str, Any], if_match: str | None = None) -> dict[str, Any] | Failure:
+        headers = {"content-type": "application/json"} | ({} if if_match is None else {"if-match": f'"{if_match}"'})
+        return self._call("POST", f"/v1/images/{image_id}/masks", content=json.dumps(body), headers=headers)
+
+    def segment_bytes(self, data: bytes, body: Mapping[str, Any]) -> dict[str, Any] | Failure:
+        return self._call("POST", "/v1/masks", files={"image": data}, data={"request": json.dumps(body)})
+
+    def model(self) -> dict[str, Any] | Failure:
+        return self._call("GET", "/v1/model")
+
+    def _call(self, method: str, path: str, **options: Any) -> dict[str, Any] | Failure:  # noqa: ANN401 - httpx's own
+        response = self._client.request(method, path, **options)
+        self.code = response.status_code
+        if response.is_success:
+            return _without_times(response.json() if response.content else {})
+        assert response.headers["content-type"] == "application/problem+json"
+        problem = response.json()
+        assert problem["status"] == response.status_code
+        return Failure(
+            problem["reason"], problem["detail"], problem.get("field", ""), "retry-after" in response.headers
+        )
+
+
+class GrpcCaller:
+    """Over gRPC; answers are rewritten into the HTTP API's form."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)])
+        self._stub = pb_grpc.SegmentAnythingStub(self._channel)
+        self.code: object = None
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def embed(self, image_id: str, data: bytes, timeout_s: float | None = None) -> dict[str, Any] | Failure:
+        answer = self._call("EmbedImage", pb.EmbedImageRequest(image_id=image_id, image=data), timeout_s)
+        if isinstance(answer, Failure):
+            return answer
+        return {**_image(answer.image), "created": answer.created, "cache": _level(answer.cache)}
+
+    def image(self, image_id: str) -> dict[str, Any] | Failure:
+        answer = self._call("GetImage", pb.GetImageRequest(image_id=image_id))
+        return answer if isinstance(answer, Failure) else _image(answer.image)
+
+    def delete(self, image_id: str) -> dict[str, Any] | Failure:
+        answer = self._call("DeleteImage", pb.DeleteImageRequest(image_id=image_id))
+        return answer if isinstance(answer, Failure) else {}
+
+    def segment(self, image_id: str, body: Mapping[str, Any], if_match: str | None = None) -> dict[str, Any] | Failure:
+        request = _request(body)
+        request.image_id = image_id
+        if if_match is not None:
+            request.if_match = if_match
+        return self._segment(request)
+
+    def segment_bytes(self, data: bytes, body: Mapping[str, Any]) -> dict[str, Any] | Failure:
+        request = _request(body)
+        request.image = data
+        return self._segment(request)
+
+    def model(self) -> dict[str, Any] | Failure:
+        answer = self._call("GetModel", pb.GetModelRequest())
+        if isinstance(answer, Failure):
+            return answer
+        fields = {name: getattr(answer, name) for name in ("name", "digest", "input_size", "max_prompts", "max_points")}
+        return fields | {"embedding_shape": list(answer.embedding_shape)}
+
+    def _segment(self, request: pb.SegmentRequest) -> dict[str, Any] | Failure:
+        answer = self._call("Segment", request)
+        if isinstance(answer, Failure):
+            return answer
+        size = [answer.image.size.height, answer.image.size.width]
+        return {
+            "image_id": answer.image.image_id,
+            "size": size,
+            "model": answer.image.model,
+            "cache": _level(answer.cache),
+            "results": [{"masks": [_mask(mask, size) for mask in result.masks]} for result in answer.results],
+        }
+
+    def _call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:  # noqa: ANN401 - by method
+        try:
+            answer = getattr(self._stub, method)(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            self.code = error.code()
+            return _failure(error)
+        self.code = grpc.StatusCode.OK
+        return answer
+
+
+def _failure(error: Any) -> Failure:  # noqa: ANN401 - grpc has no types
+    trailers = dict(error.trailing_metadata() or ())
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not trailers:  # the client's own clock was first
+        return Failure("deadline_exceeded", "", "", retry=False)
+    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    assert (status.code, status.message) == (error.code().value[0], error.details())
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return Failure(info.reason, error.details(), info.metadata.get("field", ""), "grpc-retry-pushback-ms" in trailers)
+
+
+def _request(body: Mapping[str, Any]) -> pb.SegmentRequest:
+    """Return the protobuf of an HTTP body."""
+    request = pb.SegmentRequest()
+    for prompt in body["prompts"]:
+        message = request.prompts.add()
+        for x, y, label in prompt.get("points", []):
+            message.points.add(x=x, y=y, label=label)
+        if prompt.get("box"):
+            x0, y0, x1, y1 = prompt["box"]
+            message.box.CopyFrom(pb.Box(x0=x0, y0=y0, x1=x1, y1=y1))
+    if body.get("multimask") is not None:
+        request.multimask = body["multimask"]
+    formats = {"rle": pb.MASK_FORMAT_RLE, "png": pb.MASK_FORMAT_PNG}
+    request.format = formats.get(body["format"], 99) if "format" in body else pb.MASK_FORMAT_UNSPECIFIED
+    return request
+
+
+def _image(image: pb.Image) -> dict[str, Any]:
+    fields = {name: getattr(image, name) for name in ("image_id", "digest", "model", "embedding_bytes")}
+    return fields | {"size": [image.size.height, image.size.width]}
+
+
+def _mask(mask: pb.Mask, size: list[int]) -> dict[str, Any]:
+    rle = {"rle": {"size": size, "counts": mask.rle_counts.decode()}}
+    data = rle if mask.WhichOneof("data") == "rle_counts" else {"png": base64.b64encode(mask.png).decode()}
+    bbox = [mask.bbox.x, mask.bbox.y, mask.bbox.width, mask.bbox.height]
+    return {**data, "score": mask.score, "stability": mask.stability, "bbox": bbox, "area": mask.area}
+
+
+def _level(level: int) -> str:
+    return pb.CacheLevel.Name(level).removeprefix("CACHE_LEVEL_").lower()
+
+
+def _without_times(answer: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in answer.items() if name != "timings_ms"}

@@ -1,0 +1,64 @@
+"""A `Backend` that costs nothing and can be told to wait or to fail."""
+
+import asyncio
+
+import numpy as np
+
+from service.answers import Model
+from service.cache.embeddings import Embedding
+from service.errors import SegmentError
+from service.image import EncoderInput
+from service.prompt import PromptBatch
+from service.segmenter import DecoderOutput
+from service.tensors import EMBEDDING, LABEL_PADDING, MASKS_PER_PROMPT, Geometry
+
+GEOMETRY = Geometry(input_size=64, grid_size=4, channels=8)
+
+
+class FakeBackend:
+    """Embeds an image as its mean colour; mask k of a prompt is a disc on its first point, radius 2 + k low-res pixels.
+
+    `gate` must be set for `encode` to go on; `error`, when not None, is raised by every call. `encodes` and `decodes`
+    count calls begun.
+    """
+
+    def __init__(self, model: Model | None = None) -> None:
+        self.model = model or Model("fake", "sha256:0", GEOMETRY)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.error: SegmentError | None = None
+        self.encodes = 0
+        self.decodes = 0
+        self.cancelled = 0
+
+    async def describe(self, timeout_s: float) -> Model:  # noqa: ARG002 - the seam's signature
+        self._fail()
+        return self.model
+
+    async def encode(self, image: EncoderInput, timeout_s: float) -> Embedding:  # noqa: ARG002
+        self.encodes += 1
+        self._fail()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        geometry = self.model.geometry
+        shape = (geometry.channels, geometry.grid_size, geometry.grid_size)
+        return {EMBEDDING: np.full(shape, image.pixels.mean(), np.float16)}
+
+    async def decode(self, embedding: Embedding, batch: PromptBatch, timeout_s: float) -> DecoderOutput:  # noqa: ARG002
+        self.decodes += 1
+        self._fail()
+        side = self.model.geometry.mask_size
+        rows, columns = np.mgrid[:side, :side] + 0.5
+        centre = batch.coords[:, 0] * (side / self.model.geometry.input_size)
+        distance = np.hypot(columns - centre[:, 0, None, None], rows - centre[:, 1, None, None])
+        radius = 2.0 + np.arange(MASKS_PER_PROMPT)[:, None, None]
+        tokens = (batch.labels != LABEL_PADDING).sum(axis=1)
+        scores = np.tile([0.5, 0.6, 0.9, 0.7], (len(tokens), 1))
+        return DecoderOutput((radius - distance[:, None]).astype(np.float16), scores.astype(np.float32))
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error

@@ -1,0 +1,116 @@
+"""Starting and ending as a person does it: what is printed, what a taken port says, what is left behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.running import PORTS, ROOT, SHM, RunningService, descendants_of, free_settings
+
+
+def test_the_printed_curl_lines_work_when_pasted_and_ctrl_c_leaves_nothing() -> None:
+    with RunningService.start() as service:
+        assert service.process.stdout is not None
+        printed = ""
+        while "Ctrl-C" not in printed:
+            printed += service.process.stdout.readline()
+        lines = [line for line in printed.splitlines() if line.strip().startswith("curl")]
+        assert len(lines) == 2
+        answers = [subprocess.check_output(line, shell=True, stderr=subprocess.DEVNULL) for line in lines]  # noqa: S602
+        assert b'"cache":"miss"' in answers[0]
+        assert b'"rle"' in answers[1]
+        os.killpg(service.process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+        service.process.wait(30)
+
+
+@pytest.mark.parametrize("setting", [*PORTS, "SAM_TRITON_URL"])
+def test_a_taken_port_gives_a_sentence_that_names_the_setting(setting: str) -> None:
+    settings = free_settings()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", int(settings[setting].rpartition(":")[2])))
+        taken.listen()
+        ended = subprocess.run(
+            [sys.executable, "-m", "service", "--embedded"],
+            cwd=ROOT,
+            env={**os.environ, **settings},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert f"set {setting} to a free port" in ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"SAM_HTTP_PORT": "many"}, "SAM_HTTP_PORT"),
+        ({"SAM_MODEL_REPOSITORY": "nowhere"}, "set SAM_MODEL_REPOSITORY"),
+    ],
+)
+def test_a_bad_setting_gives_a_sentence(settings: dict[str, str], says: str) -> None:
+    environment = {**os.environ, **free_settings(), **settings}
+    command = [sys.executable, "-m", "service", "--embedded"]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode in (1, 2)
+    assert "Traceback" not in ended.stderr
+    assert says in ended.stderr
+
+
+def test_a_gateway_without_embedded_mode_uses_the_triton_it_is_given(service: RunningService, cat: bytes) -> None:
+    with RunningService.start(embedded=False, SAM_TRITON_URL=service.settings["SAM_TRITON_URL"]) as other:
+        httpx.put(f"{other.url}/v1/images/a", content=cat).raise_for_status()
+        body = {"prompts": [{"box": [50, 50, 300, 280]}]}
+        assert httpx.post(f"{other.url}/v1/images/a/masks", json=body).raise_for_status().json()["cache"] == "memory"
+
+
+def test_sigterm_lets_requests_under_way_finish(cat: bytes) -> None:
+    with RunningService.start() as service:
+        codes: list[int] = []
+
+        def keep_asking(index: int) -> None:
+            with httpx.Client(base_url=service.url) as client:
+                for step in range(1000):
+                    try:
+                        codes.append(client.put(f"/v1/images/d{index}-{step}", content=cat + bytes(step)).status_code)
+                    except httpx.TransportError:
+                        return  # refused or closed between requests: the server is gone
+
+        threads = [threading.Thread(target=keep_asking, args=(index,)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        assert service.stop() == 0
+        for thread in threads:
+            thread.join()
+        assert codes.count(201) > 0
+        assert set(codes) <= {201, 503}
+
+
+def test_when_triton_dies_the_embedded_service_ends_with_a_sentence() -> None:
+    with RunningService.launch(expected_code=1) as service:
+        service.wait_for("/readyz", 200)
+        os.kill(service.triton_pid(), signal.SIGKILL)
+        service.process.wait(30)
+
+
+def test_when_the_gateway_is_killed_triton_goes_too() -> None:
+    with RunningService.launch(expected_code=-signal.SIGKILL) as service:
+        service.wait_for("/readyz", 200)
+        children = descendants_of(service.process.pid)
+        assert children
+        service.process.kill()
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in children):
+            time.sleep(0.1)
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        assert not list(SHM.glob(f"sam_triton_{service.process.pid}_*"))

@@ -1,0 +1,154 @@
+"""Starts the real service (and with it the real Triton) as a user would, and ends it with all it made."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+SHM = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
+START_S = 90.0
+PORTS = ("SAM_HTTP_PORT", "SAM_GRPC_PORT", "SAM_METRICS_PORT", "SAM_TRITON_METRICS_PORT")
+
+
+def shared_memory() -> set[Path]:
+    """Return the shared-memory files that the service or its Triton could have made."""
+    return {file for file in SHM.iterdir() if file.name.startswith(("sam", "triton"))}
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on; all are held until all are found, so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def free_settings() -> dict[str, str]:
+    """Return `SAM_` settings with free ports."""
+    *ports, triton = free_ports(len(PORTS) + 1)
+    return {**dict(zip(PORTS, map(str, ports), strict=True)), "SAM_TRITON_URL": f"127.0.0.1:{triton}"}
+
+
+def descendants_of(pid: int) -> list[int]:
+    """Return the pids of the children of `pid`, their children, and so on."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+    found, frontier = [], [pid]
+    while frontier:
+        children = [child for child, parent in parents.items() if parent == frontier[-1]]
+        frontier.pop()
+        found += children
+        frontier += children
+    return found
+
+
+@dataclass
+class RunningService:
+    """A gateway process, its settings and its log."""
+
+    process: subprocess.Popen[str]
+    settings: dict[str, str]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.settings['SAM_HTTP_PORT']}"
+
+    @property
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self.settings['SAM_GRPC_PORT']}"
+
+    def metrics(self) -> dict[str, float]:
+        """Return the gateway's samples by name and labels, e.g. 'sam_requests_total{outcome="ok",...}'."""
+        return samples(f"http://127.0.0.1:{self.settings['SAM_METRICS_PORT']}/metrics")
+
+    def triton_metrics(self) -> dict[str, float]:
+        """Return Triton's samples."""
+        return samples(f"http://127.0.0.1:{self.settings['SAM_TRITON_METRICS_PORT']}/metrics")
+
+    def triton_count(self, model: str, name: str = "nv_inference_count") -> float:
+        return self.triton_metrics()[f'{name}{{model="{model}",version="1"}}']
+
+    def wait_for(self, path: str, status: int) -> None:
+        """Return when `path` answers `status`; fail with the exit code if the process ends first."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the service ended with {self.process.returncode}")
+            try:
+                if httpx.get(f"{self.url}{path}").status_code == status:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"{path} did not answer {status} within {START_S} s")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal, wait, and return the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def triton_pid(self) -> int:
+        """Return the pid of the local Triton."""
+        for pid in descendants_of(self.process.pid):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "tritonserver":
+                return pid
+        raise AssertionError("no tritonserver")
+
+    @classmethod
+    @contextmanager
+    def launch(cls, *, embedded: bool = True, expected_code: int = 0, **settings: str) -> Iterator["RunningService"]:
+        """Run the service for the block, ready or not; afterwards nothing of it is left, or the test fails."""
+        merged = {**free_settings(), "SAM_LOG_LEVEL": "warning", **settings}
+        shm_before = shared_memory()
+        command = [sys.executable, "-m", "service", *(["--embedded"] if embedded else [])]
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **merged}, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        running = cls(process, merged)
+        children: list[int] = []
+        try:
+            yield running
+        finally:
+            children = descendants_of(process.pid)
+            code = running.stop()
+            if process.stdout:
+                process.stdout.close()
+            left = [pid for pid in children if Path(f"/proc/{pid}").exists()]
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            assert code == expected_code, f"the service ended with {code}"
+            assert not left, "processes left behind"
+            assert not shared_memory() - shm_before, "shared memory left behind"
+
+    @classmethod
+    @contextmanager
+    def start(cls, *, embedded: bool = True, **settings: str) -> Iterator["RunningService"]:
+        """Run the service for the block, which begins when it is ready."""
+        with cls.launch(embedded=embedded, **settings) as running:
+            running.wait_for("/readyz", httpx.codes.OK)
+            yield running
+
+
+def samples(url: str) -> dict[str, float]:
+    """Return the samples of a Prometheus text page."""
+    lines = [line for line in httpx.get(url).raise_for_status().text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}

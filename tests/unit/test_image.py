@@ -1,0 +1,163 @@
+import contextlib
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.errors import ImageTooLargeError, SegmentError, UnsupportedImageError
+from service.image import MAX_SIDE, ImageLimits, decode_image, digest_of, letterbox
+from tests.conftest import encoded
+
+LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=1_000_000)
+
+
+def saved(picture: Image.Image, image_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def half_red() -> Image.Image:
+    """30 wide, 20 high; left half red, right half blue."""
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[:, :15, 0] = pixels[:, 15:, 2] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(
+    ("mode", "image_format"),
+    [
+        ("RGB", "JPEG"),
+        ("RGB", "PNG"),
+        ("RGB", "WEBP"),
+        ("CMYK", "JPEG"),
+        ("RGBA", "PNG"),
+        ("RGBA", "WEBP"),
+        ("P", "PNG"),
+    ],
+)
+def test_every_colour_mode_becomes_rgb(mode: str, image_format: str) -> None:
+    rgb = decode_image(saved(half_red().convert(mode), image_format), LIMITS)
+    assert rgb.shape == (20, 30, 3)
+    assert rgb.dtype == np.uint8
+    np.testing.assert_allclose(rgb[10, 3], (255, 0, 0), atol=30)
+    np.testing.assert_allclose(rgb[10, 27], (0, 0, 255), atol=30)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "I;16"])
+def test_grey_becomes_rgb_of_the_same_brightness(mode: str) -> None:
+    grey = np.full((20, 30), 200, np.uint8)
+    picture = Image.fromarray(grey.astype(np.uint16) << 8) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    rgb = decode_image(saved(picture, "PNG"), LIMITS)
+    assert rgb.shape == (20, 30, 3)
+    if mode != "1":
+        assert (rgb == 200).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    """A viewer sees the same picture whichever way the camera wrote it; so do we."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = half_red()
+    inverse = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }.get(orientation)
+    if inverse is not None:
+        stored = stored.transpose(inverse)
+    rgb = decode_image(saved(stored, "PNG", exif=exif), LIMITS)
+    assert rgb.shape == (20, 30, 3)
+    np.testing.assert_array_equal(rgb[10, 3], (255, 0, 0))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds nothing."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [struct.pack(">I", len(body)) + kind + body for kind, body in ((b"IHDR", header), (b"IDAT", b""))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk + struct.pack(">I", zlib.crc32(chunk[4:])) for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (png_header(1001, 1000), "1000000 pixels"),
+        (png_header(MAX_SIDE + 1, 1), str(MAX_SIDE)),
+        (png_header(60000, 60000), "16384 a side|1000000 pixels"),
+        (b"\0" * (LIMITS.max_bytes + 1), "1000000 bytes"),
+    ],
+    ids=["pixels", "side", "bomb", "bytes"],
+)
+def test_too_large_is_found_before_decoding(data: bytes, says: str) -> None:
+    with pytest.raises(ImageTooLargeError, match=says):
+        decode_image(data, LIMITS)
+
+
+def animation(image_format: str) -> bytes:
+    frames = [half_red(), half_red().rotate(90)]
+    return saved(frames[0], image_format, save_all=True, append_images=frames[1:], duration=100)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "empty"),
+        (b"hello, I am a text renamed to .jpg", "not a JPEG"),
+        (b"\xff", "not a JPEG"),
+        (saved(half_red(), "GIF"), "not a JPEG"),
+        (saved(half_red(), "BMP"), "not a JPEG"),
+        (animation("WEBP"), "animated"),
+        (animation("PNG"), "animated"),
+    ],
+    ids=["empty", "text", "one byte", "gif", "bmp", "animated webp", "animated png"],
+)
+def test_what_is_no_still_picture_is_refused(data: bytes, says: str) -> None:
+    with pytest.raises(UnsupportedImageError, match=says):
+        decode_image(data, LIMITS)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_a_truncated_image_is_refused(image_format: str) -> None:
+    data = encoded(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), image_format)
+    with pytest.raises(UnsupportedImageError):
+        decode_image(data[: len(data) // 2], LIMITS)
+
+
+ORIGINALS = {kind: encoded(np.asarray(half_red()), kind) for kind in ("JPEG", "PNG", "WEBP")}
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(sorted(ORIGINALS)), st.data())
+def test_mutated_bytes_give_pixels_or_our_own_error(kind: str, data: st.DataObject) -> None:
+    mutated = bytearray(ORIGINALS[kind])
+    for _ in range(data.draw(st.integers(1, 8))):
+        mutated[data.draw(st.integers(0, len(mutated) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(SegmentError):
+        assert decode_image(bytes(mutated), LIMITS).ndim == 3
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_letterbox_keeps_the_original_s_sizes_and_pads_with_zeros(height: int, width: int) -> None:
+    placed = letterbox(np.full((height, width, 3), 255, np.uint8), 128)
+    valid_height, valid_width = placed.valid_size
+    scale = 128 / max(height, width)
+    assert max(placed.valid_size) == 128
+    assert valid_height == max(1, int(height * scale + 0.5))
+    assert valid_width == max(1, int(width * scale + 0.5))
+    assert (placed.pixels[:valid_height, :valid_width] == 255).all()
+    assert not placed.pixels[valid_height:].any()
+    assert not placed.pixels[:, valid_width:].any()
+
+
+def test_the_digest_is_of_the_bytes() -> None:
+    assert digest_of(b"abc") == "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

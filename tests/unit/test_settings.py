@@ -1,0 +1,31 @@
+import json
+import logging
+
+import pytest
+from pydantic import ValidationError
+
+from service.logs import JsonFormatter
+from service.settings import Settings
+
+
+def test_settings_come_from_the_environment_under_their_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAM_HTTP_PORT", "1234")
+    assert Settings().http_port == 1234
+
+
+def test_every_setting_says_why_one_would_change_it() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("HTTP_PORT", "0"), ("DRAIN_S", "-1"), ("LOG_LEVEL", "loud")])
+def test_a_bad_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"SAM_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        Settings()
+
+
+def test_json_logs_are_one_object_a_line() -> None:
+    record = logging.LogRecord("service", logging.INFO, __file__, 1, "said %s", ("a\nb",), None)
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["message"] == "said a\nb"
