@@ -104,8 +104,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def photographs_512() -> list[Photograph]:
-    return bundled_photographs(512)
+def tiny_photographs() -> list[Photograph]:
+    return bundled_photographs(SAM_TINY.input_size)
 
 
 def relative_error(found: NDArray[Any], wanted: NDArray[Any]) -> float:
