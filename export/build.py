@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from export.checkpoint import Checkpoint, Notify
-from export.engine_from_onnx import Builder, build_engine
+from export.engine_from_onnx import Builder, EngineError, build_engine
 from export.manifest import FILE_NAME, Manifest, read_manifest, sha256_of, tool_versions, write_manifest
 from export.onnx_from_torch import Precision, export_onnx, module_for
 from export.repository_from_spec import MODEL_FILES, render, write_repository
@@ -36,8 +36,15 @@ def build_engines(
     """Build `folder`/<graph>/model.plan from `source`/<graph>/model.onnx, with a manifest each.
 
     `targets` are compute capabilities for TensorRT-RTX; empty means this machine's GPU.
+
+    Raises:
+        EngineError: no target is named and there is no GPU, or TensorRT refuses a graph.
     """
     gpu, capability = ("", "") if targets else current_gpu()
+    if not targets and not capability:
+        raise EngineError("there is no GPU here; tensorrt_rtx can build for a named --compute-capability without one")
+    if builder.flavour == "tensorrt_rtx":
+        targets = targets or [capability]
     for graph in graph_specs(model.geometry):
         target = folder / graph.name
         target.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,9 @@ from original import load_weights, original_sam
 from sessions import Session
 
 from export.architecture import SAM_TINY, Architecture
+from export.build import export_graphs
 from export.checkpoint import Checkpoint, default_source, load_checkpoint
+from export.engine_from_onnx import Builder, EngineError, find_builder
 from export.onnx_from_torch import Precision, export_onnx, module_for
 from export.photographs import Photograph, bundled_photographs
 from export.repository_from_spec import default_repository
@@ -74,9 +76,7 @@ def shallow_model() -> ModelSpec:
 
 
 @pytest.fixture(scope="session")
-def shallow(
-    shallow_model: ModelSpec, tmp_path_factory: pytest.TempPathFactory, exported: Callable[..., Path]
-) -> Pair:
+def shallow(shallow_model: ModelSpec, tmp_path_factory: pytest.TempPathFactory, exported: Callable[..., Path]) -> Pair:
     """Random ViT-B weights, through Meta's checkpoint format and our loader."""
     sam = original_sam(SHALLOW_VIT_B)
     path = tmp_path_factory.mktemp("meta") / "shallow.pth"
@@ -87,6 +87,12 @@ def shallow(
     names = (ENCODER_MODEL, DECODER_MODEL, REFINER_MODEL)
     sessions = (Session(folder / name / "model.onnx", is_rounded=False) for name in names)
     return Pair(SHALLOW_VIT_B, sam, weights, folder, *sessions)
+
+
+@pytest.fixture(scope="session")
+def shallow_fp16(shallow: Pair, exported: Callable[..., Path]) -> Path:
+    """The same weights as strongly typed FP16 graphs."""
+    return exported(SHALLOW_VIT_B, shallow.weights, "fp16")
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +107,24 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return export
+
+
+@pytest.fixture(scope="session")
+def tiny_fp16(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `python -m export onnx --precision fp16` writes for the bundled model."""
+    folder = tmp_path_factory.mktemp("tiny-fp16")
+    export_graphs(tiny_checkpoint, "fp16", folder, lambda _: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def builder() -> Builder:
+    """TensorRT-RTX, which needs no GPU to build."""
+    try:
+        return find_builder("tensorrt_rtx")
+    except EngineError as error:
+        skip_or_fail(str(error))
+        raise
 
 
 @pytest.fixture(scope="session")

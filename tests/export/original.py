@@ -147,7 +147,9 @@ def original_masks(
     """Decode the prompts of one embedding [C, G, G] -> all four masks [P, 4, 4G, 4G] and predicted IoUs [P, 4]."""
     with torch.inference_mode():
         sparse, dense = sam.prompt_encoder(
-            points=(torch.from_numpy(prompts.points), torch.from_numpy(prompts.labels)) if prompts.points.size else None,
+            points=(torch.from_numpy(prompts.points), torch.from_numpy(prompts.labels))
+            if prompts.points.size
+            else None,
             boxes=_tensor(prompts.boxes),
             masks=None if prompts.masks is None else torch.from_numpy(prompts.masks).float()[:, None],
         )

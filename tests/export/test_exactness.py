@@ -18,7 +18,13 @@ EMBEDDING_TOLERANCE = 1e-4  # relative
 LOGIT_TOLERANCE = 1e-3  # of the logits' range
 MASK_IOU_FLOOR = 0.9999
 
-IMAGE_SIZES = {"landscape": (341, 512), "portrait": (512, 300), "square": (512, 512), "row": (1, 512), "column": (512, 1)}
+IMAGE_SIZES = {
+    "landscape": (341, 512),
+    "portrait": (512, 300),
+    "square": (512, 512),
+    "row": (1, 512),
+    "column": (512, 1),
+}
 PROMPT_KINDS = {"points": False, "points and box": True}
 
 
@@ -46,7 +52,7 @@ def test_tiny_encoder_equals_the_original_for_every_image_shape_and_batch(tiny: 
     check_encoder(tiny, *names)
 
 
-@pytest.mark.parametrize("names", [("landscape",), ("column", "portrait")])
+@pytest.mark.parametrize("names", [("landscape", "column")])
 def test_vit_b_encoder_equals_the_original(shallow: Pair, names: tuple[str, ...]) -> None:
     check_encoder(shallow, *names)
 
