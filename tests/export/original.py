@@ -46,7 +46,7 @@ def original_sam(shape: Architecture, seed: int = 0) -> Any:
     """Build the original's `Sam` of any architecture, weights as PyTorch initialises them, positions not zero."""
     stand_in_for_torchvision()
     try:
-        from segment_anything import modeling
+        from segment_anything import modeling  # noqa: PLC0415 - only with the stand-in
     finally:
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]  # others look for a real one
@@ -116,9 +116,10 @@ class Prompts:
 
 
 def random_prompts(
-    count: int, clicks: int, side: int, mask_side: int, seed: int, *, has_box: bool, has_mask: bool
+    shape: Architecture, count: int, clicks: int, seed: int, *, has_box: bool, has_mask: bool
 ) -> Prompts:
     """Draw prompts anywhere in the input."""
+    side, mask_side = shape.input_size, 4 * shape.grid
     random = np.random.default_rng(seed)
     corners = np.sort(random.uniform(0, side, (count, 2, 2)), axis=1).reshape(count, 4)
     coarse = random.normal(0, 6, (count, mask_side // 16, mask_side // 16))

@@ -1,10 +1,10 @@
 """Checkpoints of every supported kind load; anything else gets a sentence that says what was expected."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from original import original_sam
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -80,7 +80,7 @@ def test_the_bundled_model_is_what_the_spec_says() -> None:
     assert {key: tuple(value.shape) for key, value in tensors.items()} == expected_shapes(SAM_TINY)
 
 
-def refusal(model: ModelSpec, source: Any) -> str:
+def refusal(model: ModelSpec, source: str | Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(model, str(source), ignore)
     return str(caught.value)
@@ -126,7 +126,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, meta_state: dict[str, Tenso
 class Dangerous:
     """An object whose unpickling runs code."""
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return print, ("code ran",)
 
 
@@ -151,8 +151,6 @@ def test_a_missing_source_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_id_that_cannot_be_downloaded_gets_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from huggingface_hub import constants
-
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert "facebook/sam-vit-base could not be downloaded" in refusal(MODEL, "facebook/sam-vit-base")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from conftest import SHALLOW_VIT_B, Pair
 from onnx import TensorProto, helper
 from original import original_sam
@@ -121,8 +122,6 @@ def test_an_unknown_compute_capability_is_refused_with_the_known_ones(builder: B
 def test_without_a_gpu_and_without_a_target_there_is_a_sentence(
     builder: Builder, tiny_fp16: Path, tmp_path: Path
 ) -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(EngineError, match="there is no GPU here"):
@@ -154,8 +153,6 @@ def test_an_engine_without_a_manifest_is_refused(tmp_path: Path) -> None:
 
 
 def test_running_engines_needs_a_gpu(tiny_engines: Path, builder: Builder) -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(EngineError, match="on a machine with a GPU"):

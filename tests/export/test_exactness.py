@@ -11,8 +11,10 @@ from conftest import Pair, relative_error
 from numpy.typing import NDArray
 from original import Prompts, original_embedding, original_masks, random_prompts
 
+from export.onnx_from_torch import module_for
 from export.photographs import bundled_photographs
-from service.tensors import EMBEDDING, IOU_SCORES, LOW_RES_MASKS
+from export.spec import graph_spec
+from service.tensors import DECODER_MODEL, EMBEDDING, IOU_SCORES, LOW_RES_MASKS, REFINER_MODEL
 
 EMBEDDING_TOLERANCE = 1e-4  # relative
 LOGIT_TOLERANCE = 1e-3  # of the logits' range
@@ -87,8 +89,7 @@ def mask_iou(a: NDArray[np.float32], b: NDArray[np.float32], side: int) -> float
 def check_decoder(pair: Pair, images: int, prompts: int, clicks: int, *, has_box: bool, has_mask: bool) -> None:
     side, embedding = pair.shape.input_size, random_embedding(pair, images)
     drawn = [
-        random_prompts(prompts, clicks, side, 4 * pair.shape.grid, seed, has_box=has_box, has_mask=has_mask)
-        for seed in range(images)
+        random_prompts(pair.shape, prompts, clicks, seed, has_box=has_box, has_mask=has_mask) for seed in range(images)
     ]
     found = decode(pair, embedding, drawn)
     for index, prompt in enumerate(drawn):
@@ -111,6 +112,27 @@ def test_tiny_masks_equal_the_original(
 @pytest.mark.parametrize("has_mask", [False, True], ids=["decoder", "refiner"])
 def test_tiny_masks_of_a_lone_box_equal_the_original(tiny: Pair, *, has_mask: bool) -> None:
     check_decoder(tiny, 2, 2, 0, has_box=True, has_mask=has_mask)
+
+
+@pytest.mark.parametrize("name", [DECODER_MODEL, REFINER_MODEL])
+def test_the_absorbed_form_equals_the_projected_form(shallow: Pair, name: str) -> None:
+    """What CPUs are served and what TensorRT gets, real SAM shapes, FP32: within 1e-5 of the logits' range."""
+    spec = graph_spec(shallow.shape.geometry, name)
+    has_mask = name == REFINER_MODEL
+    prompts = random_prompts(shallow.shape, 2, 3, seed=9, has_box=False, has_mask=has_mask)
+    coords, labels = prompts.tokens()
+    feeds = {EMBEDDING: random_embedding(shallow, 1), "point_coords": coords, "point_labels": labels}
+    if prompts.masks is not None:
+        feeds["mask_input"] = prompts.masks[None]
+    decoders = [module_for(spec, shallow.weights, shallow.shape, "fp32", form) for form in ("projected", "absorbed")]
+    answers = []
+    for decoder in decoders:
+        decoder.rounded_dtype = torch.float32  # type: ignore[assignment]
+        with torch.inference_mode():
+            answers.append(decoder(*(torch.from_numpy(feeds[tensor.name]) for tensor in spec.inputs)))
+    (masks, scores), (other_masks, other_scores) = answers
+    assert (masks - other_masks).abs().max() <= 1e-5 * (masks.max() - masks.min())
+    assert (scores - other_scores).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("has_mask", [False, True], ids=["decoder", "refiner"])

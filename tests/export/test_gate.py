@@ -8,9 +8,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from export import commands
 from export.__main__ import main
 from export.candidates import Arrays, Candidate, OnnxCandidate, TorchReference
 from export.checkpoint import Checkpoint
+from export.engine_from_onnx import EngineError, find_builder
 from export.photographs import Photograph
 from export.repository_from_spec import default_repository
 from export.spec import graph_specs
@@ -170,8 +172,6 @@ def test_graphs_of_another_checkpoint_are_refused(
 def test_nothing_is_installed_below_the_floor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from export import commands
-
     monkeypatch.setattr(commands, "Floors", lambda: Floors(iou_mean=1.1))  # a floor nothing reaches
     repository = tmp_path / "repository"
     arguments = ["all", "--model", "sam-tiny", "--runtime", "cpu", "--repository", str(repository)]
@@ -181,8 +181,6 @@ def test_nothing_is_installed_below_the_floor(
 
 
 def test_a_missing_tensorrt_is_told_before_the_long_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    from export.engine_from_onnx import EngineError, find_builder
-
     try:
         find_builder("tensorrt")
     except EngineError:

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 from conftest import SHALLOW_VIT_B, Pair
+from sessions import Session
 
 from export.candidates import OnnxCandidate, TorchReference
 from export.checkpoint import Checkpoint
 from export.photographs import Photograph, bundled_photographs
 from export.spec import graph_specs
 from export.verify import Floors, verify
-from sessions import Session
 from service.tensors import EMBEDDING, ENCODER_MODEL
 
 
