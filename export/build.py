@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from export.checkpoint import Checkpoint, Notify
 from export.engine_from_onnx import Builder, EngineError, build_engine
 from export.manifest import FILE_NAME, Manifest, read_manifest, sha256_of, tool_versions, write_manifest
@@ -40,9 +42,7 @@ def build_engines(
     Raises:
         EngineError: no target is named and there is no GPU, or TensorRT refuses a graph.
     """
-    gpu, capability = ("", "") if targets else current_gpu()
-    if not targets and not capability:
-        raise EngineError("there is no GPU here; tensorrt_rtx can build for a named --compute-capability without one")
+    gpu, capability = ("", "") if targets else require_gpu()
     if builder.flavour == "tensorrt_rtx":
         targets = targets or [capability]
     for graph in graph_specs(model.geometry):
@@ -80,11 +80,12 @@ def install(model: ModelSpec, runtime: Runtime, source: Path, repository: Path) 
     write_repository(render(model, digests.pop(), runtime), repository)
 
 
-def current_gpu() -> tuple[str, str]:
-    """Return this machine's GPU and its compute capability, e.g. ("NVIDIA L4", "8.9"); ("", "") without one."""
-    import torch  # noqa: PLC0415 - not needed where targets are named
-
+def require_gpu() -> tuple[str, str]:
+    """Return this GPU's name and compute capability, e.g. ("NVIDIA L4", "8.9"); raises EngineError without one."""
     if not torch.cuda.is_available():
-        return "", ""
+        raise EngineError(
+            "there is no GPU here (or torch is a CPU build); without one, `engine --tensorrt tensorrt_rtx` "
+            "builds for a named --compute-capability"
+        )
     major, minor = torch.cuda.get_device_capability()
     return torch.cuda.get_device_name(), f"{major}.{minor}"

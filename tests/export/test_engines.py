@@ -7,8 +7,10 @@ import onnx
 import pytest
 import torch
 from conftest import SHALLOW_VIT_B, Pair
+from google.protobuf import text_format
 from onnx import TensorProto, helper
 from original import original_sam
+from tritonclient.grpc import model_config_pb2
 
 from export.architecture import SAM_TINY, SAM_VIT_B
 from export.build import build_engines
@@ -17,6 +19,7 @@ from export.engine_from_onnx import Builder, EngineError, build_engine, find_bui
 from export.manifest import ManifestError, check_fits, read_manifest, sha256_of
 from export.meta_keys import sam_keys_from_meta
 from export.onnx_from_torch import export_onnx, module_for
+from export.repository_from_spec import render
 from export.spec import MODELS, graph_spec, graph_specs
 from export.weights import Weights
 from service.tensors import DECODER_MODEL, ENCODER_MODEL, PROMPT_BUCKETS, REFINER_MODEL, TOKEN_BUCKETS
@@ -42,6 +45,22 @@ def test_tiny_engines_build_and_carry_a_manifest(tiny_engines: Path, tiny_fp16: 
     assert (manifest.precision, manifest.targets, manifest.model) == ("fp16", ["8.6"], "sam-tiny")
     assert manifest.profile == profile_shapes(graph_spec(SAM_TINY.geometry, name))
     assert manifest.tools["torch"]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_engines_take_what_their_triton_configuration_promises(tiny_engines: Path, name: str) -> None:
+    """Names, types and shapes are checked at the build; here the profile against the rendered configuration."""
+    text = render(MODELS["sam-tiny"], "sha256:0", "tensorrt")[f"{name}/config.pbtxt"]
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    profile = read_manifest(tiny_engines / name).profile
+    assert {tensor.name for tensor in config.input} == set(profile)
+    for tensor in config.input:
+        smallest, _, largest = profile[tensor.name]
+        assert largest[0] == config.max_batch_size
+        assert all(dim in {-1, size} for dim, size in zip(tensor.dims, largest[1:], strict=True))
+        for warmup in config.model_warmup:
+            sizes = [warmup.batch_size, *warmup.inputs[tensor.name].dims]
+            assert all(low <= size <= high for low, size, high in zip(smallest, sizes, largest, strict=True))
 
 
 @pytest.mark.parametrize("name", [DECODER_MODEL, REFINER_MODEL])
