@@ -46,12 +46,12 @@ class Architecture:
 
 
 SAM_TINY = Architecture(
-    input_size=512,
+    input_size=384,
     width=192,
     depth=8,
     heads=6,
     window=8,
-    global_blocks=(3, 7),
+    global_blocks=(2, 5, 7),
     channels=128,
     decoder_heads=4,
     decoder_mlp=512,

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from export.checkpoint import Checkpoint, Notify
-from export.engine_from_onnx import Builder, build_engine
+from export.engine_from_onnx import Builder, EngineError, build_engine
 from export.manifest import FILE_NAME, Manifest, read_manifest, sha256_of, tool_versions, write_manifest
 from export.onnx_from_torch import Precision, export_onnx, module_for
 from export.repository_from_spec import MODEL_FILES, render, write_repository
@@ -36,8 +38,13 @@ def build_engines(
     """Build `folder`/<graph>/model.plan from `source`/<graph>/model.onnx, with a manifest each.
 
     `targets` are compute capabilities for TensorRT-RTX; empty means this machine's GPU.
+
+    Raises:
+        EngineError: no target is named and there is no GPU, or TensorRT refuses a graph.
     """
-    gpu, capability = ("", "") if targets else current_gpu()
+    gpu, capability = ("", "") if targets else require_gpu()
+    if builder.flavour == "tensorrt_rtx":
+        targets = targets or [capability]
     for graph in graph_specs(model.geometry):
         target = folder / graph.name
         target.mkdir(parents=True, exist_ok=True)
@@ -73,11 +80,12 @@ def install(model: ModelSpec, runtime: Runtime, source: Path, repository: Path) 
     write_repository(render(model, digests.pop(), runtime), repository)
 
 
-def current_gpu() -> tuple[str, str]:
-    """Return this machine's GPU and its compute capability, e.g. ("NVIDIA L4", "8.9"); ("", "") without one."""
-    import torch  # noqa: PLC0415 - not needed where targets are named
-
+def require_gpu() -> tuple[str, str]:
+    """Return this GPU's name and compute capability, e.g. ("NVIDIA L4", "8.9"); raises EngineError without one."""
     if not torch.cuda.is_available():
-        return "", ""
+        raise EngineError(
+            "there is no GPU here (or torch is a CPU build); without one, `engine --tensorrt tensorrt_rtx` "
+            "builds for a named --compute-capability"
+        )
     major, minor = torch.cuda.get_device_capability()
     return torch.cuda.get_device_name(), f"{major}.{minor}"

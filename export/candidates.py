@@ -28,23 +28,25 @@ class Candidate(Protocol):
 
 
 class TorchReference:
-    """The FP32 modules in the original's form, which everything is compared to."""
+    """The FP32 modules in the original's form, which everything is compared to; on the GPU if there is one."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         shape = checkpoint.model.architecture
         self._graphs: dict[str, GraphSpec] = {graph.name: graph for graph in graph_specs(shape.geometry)}
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._modules: dict[str, nn.Module] = {
-            name: module_for(graph, checkpoint.weights, shape, "fp32", "projected")
+            name: module_for(graph, checkpoint.weights, shape, "fp32", "projected").to(self._device)
             for name, graph in self._graphs.items()
         }
 
     def __call__(self, graph: str, feeds: Arrays) -> Arrays:
         """Run one graph."""
         spec = self._graphs[graph]
-        with torch.inference_mode():
-            answer = self._modules[graph](*(torch.from_numpy(feeds[tensor.name]) for tensor in spec.inputs))
+        inputs = (torch.from_numpy(feeds[tensor.name]).to(self._device) for tensor in spec.inputs)
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+            answer = self._modules[graph](*inputs)
         outputs = answer if isinstance(answer, tuple) else (answer,)
-        return {tensor.name: out.numpy() for tensor, out in zip(spec.outputs, outputs, strict=True)}
+        return {tensor.name: out.cpu().numpy() for tensor, out in zip(spec.outputs, outputs, strict=True)}
 
 
 class OnnxCandidate:

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from export.build import build_engines, export_graphs, install
+from export.build import build_engines, export_graphs, install, require_gpu
 from export.candidates import Candidate, EngineCandidate, OnnxCandidate, TorchReference, graph_folder
 from export.checkpoint import Checkpoint, CheckpointError, Notify, default_source, load_checkpoint
 from export.engine_from_onnx import EngineError, find_builder
@@ -43,7 +43,10 @@ def run_verify(options: argparse.Namespace, notify: Notify) -> int:
 def run_all(options: argparse.Namespace, notify: Notify) -> int:
     """Checkpoint -> ONNX (-> engines) -> gate -> repository. Below the floor nothing is installed; returns 1."""
     is_cpu = options.runtime == "cpu"
-    builder = None if is_cpu else find_builder(options.flavour)  # before the long steps
+    builder = None
+    if not is_cpu:  # what is missing is told before the long steps
+        builder = find_builder(options.flavour)
+        require_gpu()
     checkpoint = _checkpoint(options, notify)
     scratch = nullcontext(str(options.work)) if options.work else tempfile.TemporaryDirectory(prefix="sam-export-")
     with scratch as name:

@@ -98,7 +98,10 @@ class TritonPythonModel:
         return answers
 
     def _feed(self, request: Any) -> dict[str, Any]:  # noqa: ANN401 - Triton's types exist only inside Triton
-        return {name: self.triton.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
+        # Not as_numpy(): from a stub built against numpy 1 it comes with strides of 0 under numpy 2, every element the
+        # first one.
+        tensors = ((name, self.triton.get_input_tensor_by_name(request, name)) for name in self.inputs)
+        return {name: self.np.from_dlpack(tensor) for name, tensor in tensors}
 
     def _run(self, feeds: list[dict[str, Any]]) -> list[list[Any]]:
         """Run all feeds, stacked on the image axis (Triton merges only equal shapes), and split the outputs again."""

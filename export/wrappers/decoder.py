@@ -106,8 +106,8 @@ class Upscaler(nn.Module):
         x = self.up1(image).reshape(images, prompts, 4 * grid * grid, -1)
         x = F.gelu(self.norm(x))
         x = F.gelu(self.up2(x)).reshape(images, prompts, 16 * grid * grid, -1)
-        x = (x @ hyper.transpose(-1, -2)).reshape(-1, grid, grid, 2, 2, 2, 2, MASKS_PER_PROMPT)
-        x = x.permute(0, 7, 1, 3, 5, 2, 4, 6)
+        # A row of the mask is (cell row, its half, the half's half), and a column likewise.
+        x = (hyper @ x.transpose(-1, -2)).reshape(-1, grid, grid, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
         return x.reshape(images, prompts, MASKS_PER_PROMPT, 4 * grid, 4 * grid)
 
 
@@ -126,6 +126,7 @@ class MaskDecoder(nn.Module):
         source = weights.at("mask_decoder")
         transformer = source.at("transformer")
         self.dtype = dtype
+        self.rounded_dtype = torch.float16  # of the masks
         self.grid = shape.grid
         self.sparse = SparsePrompt(weights, shape)
         self.no_mask = nn.Buffer(weights["prompt_encoder.no_mask_embed.weight"].to(dtype))
@@ -149,7 +150,7 @@ class MaskDecoder(nn.Module):
 
     def image_of(self, embedding: Tensor) -> Tensor:
         """FP16 [B, C, G, G] -> [B, 1, G*G, C]."""
-        return embedding.to(self.dtype).flatten(2).transpose(1, 2)[:, None]
+        return embedding.flatten(2).transpose(1, 2)[:, None].to(self.dtype)
 
     def decode(self, image: Tensor, point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
         """Decode an image that already carries its dense prompt, [B, P or 1, G*G, C]."""
@@ -157,11 +158,13 @@ class MaskDecoder(nn.Module):
         tokens = prompt
         for block in self.blocks:
             tokens, image = block(tokens, image, prompt, self.positions, bias)
+        answering = self.output_tokens.shape[0]  # only the IoU and mask tokens are asked for anything from here on
+        tokens, prompt = tokens[:, :, :answering], prompt[:, :, :answering]
         read = self.final_attention(tokens + prompt, image + self.positions, image)
         tokens = self.final_norm(tokens + read)
-        hyper = self.hypernetworks(tokens[:, :, 1 : 1 + MASKS_PER_PROMPT])
+        hyper = self.hypernetworks(tokens[:, :, 1:])
         iou = self.iou_head(tokens[:, :, 0:1])[:, :, 0]
-        return self.upscaler(image, hyper).to(torch.float16), iou.to(torch.float32)
+        return self.upscaler(image, hyper).to(self.rounded_dtype), iou.to(torch.float32)
 
     def _tokens(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tokens [B, P, 5+N, C] and the attention bias [B, P, 1, 1, 5+N]."""
