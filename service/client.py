@@ -107,7 +107,7 @@ def list_entries(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps([record_from_entry(entry, cache.entry_bytes) for entry in entries], indent=2))
         return
-    now_s = time.time()
+    now_s = time.monotonic()
     rows = [
         (
             entry.tenant,
@@ -146,7 +146,7 @@ def print_stats(arguments: argparse.Namespace) -> None:
         for entry in cache.entries(None):
             used_s.setdefault(entry.tenant, []).append(entry.last_used_s)
         slots = cache.index.slots
-    now_s, rows = time.time(), []
+    now_s, rows = time.monotonic(), []
     every = [each for of_tenant in used_s.values() for each in of_tenant]
     for tenant, times_s in [*sorted(used_s.items()), ("(all)", every)]:
         oldest, newest = (f"{text_from_seconds(now_s - pick(times_s))} ago" if times_s else "-" for pick in (min, max))

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.answers import EmbedResult, ImageRecord, ImageRef, Model, SegmentRequest, SegmentResult, Timings
+from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Region
 from service.cache.contract import CachedImage, CacheLevel, Embedding, Prepared, Wanted
 from service.cache.embeddings import EmbeddingCache, cache_key
@@ -54,8 +55,8 @@ class Backend(Protocol):
     async def describe(self, timeout_s: float) -> Model:
         """Return the model being served."""
 
-    async def attach(self, region: Region, timeout_s: float) -> None:
-        """Learn of the shared memory in which embeddings will lie."""
+    async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:
+        """Learn of the shared memory in which embeddings will lie, and of the slots there that may take answers."""
 
     async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:
         """Write the embedding of one image into the tensors of `destination`."""
@@ -155,7 +156,8 @@ class Segmenter:
     async def _send_canary(self, timeout_s: float) -> None:
         model = await self._backend.describe(timeout_s)
         if not self._ready or model != self._model:
-            await self._backend.attach(await self._cache.open(model.identity, model.tensors), timeout_s)
+            region, answers = await self._cache.open(model.identity, model.tensors)
+            await self._backend.attach(region, answers, timeout_s)
             side = model.geometry.input_size
             blank = EncoderInput(np.zeros((side, side, 3), np.uint8), (side, side))
             await self._backend.encode(blank, self._cache.canary(), timeout_s)
@@ -164,6 +166,7 @@ class Segmenter:
         if not np.isfinite(output.iou_scores).all():
             raise ModelUnavailableError("the model answers a canary with values that are not finite")
         self._model = model
+        self._cache.renew()
 
     async def embed(self, ref: ImageRef, data: bytes, deadline_s: float | None = None) -> EmbedResult:
         """Encode the image in `data` and cache it under its name; no work if these very bytes are cached there.

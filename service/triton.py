@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from math import prod
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from service.answers import Model
+from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Location, Region
 from service.cache.contract import Embedding
 from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError, SegmentError
@@ -26,6 +28,7 @@ from service.tensors import (
     IMAGE,
     IOU_SCORES,
     LOW_RES_MASKS,
+    MASKS_PER_PROMPT,
     PARAMETER_DIGEST,
     PARAMETER_MODEL,
     PATCH_SIZE,
@@ -62,6 +65,7 @@ class TritonBackend:
         self._client = InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
         self._shared_memory = shared_memory
         self._region: Region | None = None
+        self._answers: AnswerSlots | None = None
 
     async def close(self) -> None:
         """Close the channel."""
@@ -78,11 +82,11 @@ class TritonBackend:
             raise ModelUnavailableError("encoder and decoder come from different exports; export both together")
         return _model_from_config(encoder)
 
-    async def attach(self, region: Region, timeout_s: float) -> None:
+    async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:
         """Register the arena with Triton; arenas that this one replaces are unregistered."""
-        self._region = region
         if not self._shared_memory:
             return
+        self._region, self._answers = region, answers
         with _translated():
             status = await self._client.get_system_shared_memory_status(as_json=True, client_timeout=timeout_s)
             registered = set(status.get("regions", {}))
@@ -121,9 +125,30 @@ class TritonBackend:
         location = self._shared(embedding)
         for name, tensor in embedding.tensors.items():
             inputs.append(_input(name, tensor, location))
+        side = 4 * next(iter(embedding.tensors.values())).shape[-1]
+        masks, scores = await self._masks(inputs, (len(batch.labels), MASKS_PER_PROMPT, side, side), timeout_s)
+        return DecoderOutput(masks, scores)
+
+    async def _masks(
+        self, inputs: list[InferInput], shape: tuple[int, ...], timeout_s: float
+    ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+        """Run the decoder; its masks, FP16 of `shape`, come through shared memory if there is a slot for them."""
         outputs = [InferRequestedOutput(LOW_RES_MASKS), InferRequestedOutput(IOU_SCORES)]
-        answer = await self._infer(DECODER_MODEL, inputs, outputs, timeout_s)
-        return DecoderOutput(answer.as_numpy(LOW_RES_MASKS)[0], answer.as_numpy(IOU_SCORES)[0])
+        nbytes = prod(shape) * np.dtype(np.float16).itemsize
+        answers = self._answers
+        slot = answers.take(nbytes) if answers else None
+        if answers is None or slot is None:
+            answer = await self._infer(DECODER_MODEL, inputs, outputs, timeout_s)
+            return answer.as_numpy(LOW_RES_MASKS)[0], answer.as_numpy(IOU_SCORES)[0]
+        outputs[0].set_shared_memory(slot.region.name, nbytes, slot.offset)
+        try:
+            answer = await self._infer(DECODER_MODEL, inputs, outputs, timeout_s)
+        except BaseException:
+            answers.give_back(slot, late=True)
+            raise
+        masks = answers.read(slot, nbytes).view(np.float16).reshape(shape)
+        answers.give_back(slot, late=False)
+        return masks, answer.as_numpy(IOU_SCORES)[0]
 
     def _shared(self, embedding: Embedding) -> Location | None:
         return embedding.location if self._shared_memory else None

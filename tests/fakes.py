@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 
 from service.answers import Model
+from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Region
 from service.cache.contract import Embedding
 from service.cache.index import EvictionReason
@@ -42,7 +43,7 @@ class FakeBackend:
         self._fail()
         return self.model
 
-    async def attach(self, region: Region, timeout_s: float) -> None:  # noqa: ARG002
+    async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:  # noqa: ARG002
         self._fail()
         self.region = region
 

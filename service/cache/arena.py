@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.cache.index import SCHEMA_VERSION, Index, Limits
+from service.cache.index import Index, Limits
 from service.cache.record import (
     HEADER_BYTES,
     PREFIX,
@@ -31,6 +31,7 @@ from service.cache.record import (
     pack_header,
     unpack_header,
 )
+from service.cache.schema import SCHEMA_VERSION, create_index, is_usable_index
 from service.errors import StartError
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,14 @@ class Arena:
         start = self._start(slot)
         return Location(self.region, {field.name: start + field.offset for field in self.fields})
 
+    def block(self, slot: int, nbytes: int) -> NDArray[np.uint8]:
+        """Return a view on the first `nbytes` behind the header of `slot`."""
+        return np.frombuffer(self._memory, np.uint8, nbytes, self.block_offset(slot))
+
+    def block_offset(self, slot: int) -> int:
+        """Return where what is behind the header of `slot` begins, from the region's start."""
+        return self._start(slot) + HEADER_BYTES
+
     def record(self, slot: int) -> bytes:
         """Return a copy of the whole record in `slot`."""
         start = self._start(slot)
@@ -176,7 +185,7 @@ def open_arena(
             if other != files.arena:
                 Files(other, other.with_suffix(".index")).unlink()
         slots = _slots_in(files.arena, slot_bytes_of(fields))
-        if slots and Index.is_usable(files.index, slots):
+        if slots and is_usable_index(files.index, slots):
             log.info("cache.found arena=%s slots=%d", files.arena.name, slots)
         else:
             files.unlink()
@@ -248,7 +257,7 @@ def _make(files: Files, wanted: int, slot_bytes: int) -> int:
         raise StartError(f"{SHM} cannot hold an arena of {nbytes >> 20} MiB: lower SAM_CACHE_BYTES") from error
     finally:
         os.close(descriptor)
-    Index.create(files.index, slots)
+    create_index(files.index, slots)
     log.info("cache.made arena=%s slots=%d", files.arena.name, slots)
     return slots
 

@@ -13,6 +13,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Arena, Region, open_arena
 from service.cache.contract import (
     CachedImage,
@@ -62,26 +63,40 @@ class EmbeddingCache:
         self._observer = observer
         self._store = store
         self._opened: tuple[Arena, Index] | None = None
+        self._opened_for: tuple[str, TensorShapes] = ("", {})
+        self._answers: AnswerSlots | None = None
         self._images: dict[int, CachedImage] = {}  # slot -> what this worker last found there
         self._flights: Flights[tuple[CachedImage, CacheLevel] | None] = Flights(observer.joined)
 
-    async def open(self, identity: str, tensors: TensorShapes) -> Region:
+    async def open(self, identity: str, tensors: TensorShapes) -> tuple[Region, AnswerSlots]:
         """Find or make the arena for a model's embeddings; whatever was kept for another model is gone.
+
+        Returns:
+            What Triton must know of the arena, and the slots of it that this worker holds for answers.
 
         Raises:
             StartError: /dev/shm is too small.
         """
+        if self._opened is not None and self._answers is not None and self._opened_for == (identity, tensors):
+            return self._arena.region, self._answers
         version = f"{identity}/{PREPROCESSING_VERSION}"
         arena, files = await asyncio.to_thread(open_arena, self._name, version, tensors, self._max_bytes)
         self.close()
-        self._opened = (arena, Index(files.index, self._limits))
-        return arena.region
+        self._opened, self._opened_for = (arena, Index(files.index, self._limits)), (identity, tensors)
+        self._answers = AnswerSlots(*self._opened, self._limits.claim_s)
+        return arena.region, self._answers
+
+    def renew(self) -> None:
+        """Hold on to what this worker holds of the arena; to be called every few seconds."""
+        if self._answers is not None:
+            self._answers.renew()
 
     def close(self) -> None:
         """Let go of the arena, which stays for others and for the next start."""
-        if self._opened is not None:
+        if self._opened is not None and self._answers is not None:
+            self._answers.release()
             self._opened[1].close()
-        self._opened = None
+        self._opened = self._answers = None
         self._images.clear()
 
     @property

@@ -7,45 +7,25 @@ A slot is `free`, `claimed` (somebody encodes into it) or `ready`. Two clocks pr
 - A **lease**: a ready slot is given away only when nobody has used it for `lease_s`. Readers check the slot's header
   after decoding as well, so a slot recycled under a reader costs that reader its answer, never a wrong one.
 
-All times are seconds of the system's clock, the one clock that processes share; a claim also names the process that
-holds it, so that a dead one's followers need not wait for it.
+All times are seconds of the machine's monotonic clock: all its processes share it, and neither somebody who sets the
+clock nor a machine that sleeps can make a claim or a lease run out early. A claim also names the process that holds it,
+so that a dead one's followers need not wait for it.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from time import time
+from time import monotonic
 
 from service.cache.owner import is_alive, this_process
 
-SCHEMA_VERSION = 2
 TOUCH_EVERY_S = 1.0
 BUSY_TIMEOUT_S = 5.0
 TOUCH_TIMEOUT_S = 0.02
 
-SCHEMA = """
-CREATE TABLE slots (
-    slot INTEGER PRIMARY KEY,
-    generation INTEGER NOT NULL DEFAULT 0,
-    key BLOB UNIQUE,                       -- NULL unless ready
-    tenant TEXT, image_id TEXT, digest TEXT,
-    created_s REAL NOT NULL DEFAULT 0,
-    last_used_s REAL NOT NULL DEFAULT 0,
-    reusable_s REAL NOT NULL DEFAULT 0     -- when not ready: nobody may take the slot before
-);
-CREATE INDEX slots_by_age ON slots (last_used_s) WHERE key IS NOT NULL;
-CREATE INDEX slots_by_creation ON slots (created_s) WHERE key IS NOT NULL;
-CREATE INDEX slots_by_tenant ON slots (tenant, last_used_s) WHERE key IS NOT NULL;
-CREATE TABLE claims (
-    key BLOB NOT NULL, digest TEXT NOT NULL,
-    slot INTEGER NOT NULL, generation INTEGER NOT NULL,
-    owner TEXT NOT NULL, until_s REAL NOT NULL,
-    PRIMARY KEY (key, digest)
-) WITHOUT ROWID;
-"""
 ENTRIES = "SELECT slot, generation, key, tenant, image_id, digest, created_s, last_used_s FROM slots WHERE"
 
 
@@ -97,45 +77,15 @@ class Limits:
 
 
 class Index:
-    """The index at `path`, made by `create`. For one thread; other processes open it themselves."""
+    """The index at `path`, made by `service.cache.schema`. For one thread; other processes open it themselves."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self._limits = limits
-        self._owner = this_process()
+        self.owner = this_process()
         self._database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         self._database.execute("PRAGMA synchronous=OFF")  # it lives in memory: a crash of the machine takes it anyway
         (self.slots,) = self._database.execute("SELECT count(*) FROM slots").fetchone()
         self._quota_slots = max(1, int(limits.tenant_share * self.slots))
-
-    @staticmethod
-    def create(path: Path, slots: int) -> None:
-        """Make a new index of `slots` free slots."""
-        database = sqlite3.connect(path, isolation_level=None)
-        try:
-            database.execute("PRAGMA journal_mode=WAL")
-            database.executescript(SCHEMA)
-            database.execute("BEGIN")
-            database.executemany("INSERT INTO slots (slot) VALUES (?)", ((slot,) for slot in range(slots)))
-            database.execute("COMMIT")
-            database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        finally:
-            database.close()
-
-    @staticmethod
-    def is_usable(path: Path, slots: int) -> bool:
-        """Whether the file is a complete index of this version with `slots` slots."""
-        if not path.exists():
-            return False
-        try:
-            database = sqlite3.connect(f"file:{path}?mode=rw", uri=True)
-            try:
-                (version,) = database.execute("PRAGMA user_version").fetchone()
-                (count,) = database.execute("SELECT count(*) FROM slots").fetchone()
-            finally:
-                database.close()
-        except sqlite3.DatabaseError:
-            return False
-        return (version, count) == (SCHEMA_VERSION, slots)
 
     def close(self) -> None:
         """Close the file."""
@@ -146,7 +96,7 @@ class Index:
         row = self._database.execute(f"{ENTRIES} key = ?", (key,)).fetchone()
         if row is None:
             return None
-        entry, now_s = Entry(*row), time()
+        entry, now_s = Entry(*row), monotonic()
         if self._limits.ttl_s and entry.created_s + self._limits.ttl_s <= now_s:
             return None
         if touch and now_s - entry.last_used_s >= TOUCH_EVERY_S:
@@ -170,7 +120,7 @@ class Index:
         row = self._database.execute(
             "SELECT owner, until_s FROM claims WHERE key = ? AND digest = ?", (key, digest)
         ).fetchone()
-        return row is not None and row[1] > time() and is_alive(row[0])
+        return row is not None and row[1] > monotonic() and is_alive(row[0])
 
     def claim(self, key: bytes, digest: str, tenant: str) -> Claim | None:
         """Take a slot to encode these bytes into, evicting if needed.
@@ -181,7 +131,7 @@ class Index:
             ready = self.find(key, touch=False)
             if self.is_claimed(key, digest) or (ready is not None and ready.digest == digest):
                 return None
-            picked = self._pick(tenant, now_s := time())
+            picked = self._pick(tenant, now_s := monotonic())
             if picked is None:
                 return None
             slot, generation, evicted = picked
@@ -192,7 +142,7 @@ class Index:
             )
             self._database.execute(
                 "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?, ?)",
-                (key, digest, slot, claim.generation, self._owner, claim.until_s),
+                (key, digest, slot, claim.generation, self.owner, claim.until_s),
             )
             return claim
 
@@ -221,6 +171,20 @@ class Index:
         row = self._database.execute(f"{ready} ORDER BY last_used_s LIMIT 1", (unused_s,)).fetchone()
         return (row[0], row[1], (EvictionReason.LRU, now_s - row[2])) if row else None
 
+    def renew(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Hold on to claims for another `claim_s`, and return those that were still held."""
+        until_s, held = monotonic() + self._limits.claim_s, []
+        with self._transaction():
+            for claim in claims:
+                values = (until_s, claim.slot, claim.generation)
+                renewed = self._database.execute(
+                    "UPDATE claims SET until_s = ? WHERE slot = ? AND generation = ?", values
+                ).rowcount
+                if renewed:
+                    self._free(claim.slot, claim.generation, until_s)
+                    held.append(replace(claim, until_s=until_s))
+        return held
+
     def publish(self, claim: Claim, tenant: str, image_id: str) -> bool:
         """Make a written slot ready, in place of what the key had; False when the image was deleted meanwhile."""
         with self._transaction():
@@ -228,7 +192,7 @@ class Index:
                 "DELETE FROM claims WHERE key = ? AND digest = ? AND slot = ? AND generation = ?",
                 (claim.key, claim.digest, claim.slot, claim.generation),
             ).rowcount
-            now_s = time()
+            now_s = monotonic()
             if not held:
                 self._free(claim.slot, claim.generation, now_s + self._limits.lease_s)  # its claimant still reads it
                 return False
@@ -258,7 +222,7 @@ class Index:
 
     def disown(self, entry: Entry) -> None:
         """Forget an entry whose slot turned out not to hold what it should."""
-        self._free(entry.slot, entry.generation, time() + self._limits.lease_s)
+        self._free(entry.slot, entry.generation, monotonic() + self._limits.lease_s)
 
     def delete(self, key: bytes) -> bool:
         """Forget `key`, encodes under way included; return whether it was there."""
@@ -266,7 +230,8 @@ class Index:
             self._database.execute("DELETE FROM claims WHERE key = ?", (key,))
             return bool(
                 self._database.execute(
-                    "UPDATE slots SET key = NULL, reusable_s = ? WHERE key = ?", (time() + self._limits.lease_s, key)
+                    "UPDATE slots SET key = NULL, reusable_s = ? WHERE key = ?",
+                    (monotonic() + self._limits.lease_s, key),
                 ).rowcount
             )
 

@@ -96,7 +96,7 @@ def claimant(service: RunningService) -> int | None:
     files = find_files(service.arena_name)
     assert files is not None
     database = sqlite3.connect(files.index)
-    row = database.execute("SELECT owner FROM claims").fetchone()
+    row = database.execute("SELECT owner FROM claims WHERE digest != ''").fetchone()
     database.close()
     return int(row[0].partition(":")[0]) if row else None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.cache.index import EvictionReason, Index, Limits
+from service.cache.schema import create_index, is_usable_index
 
 LIMITS = Limits(claim_s=60, lease_s=0)
 Open = Callable[..., Index]
@@ -20,7 +21,7 @@ Open = Callable[..., Index]
 def open_index(tmp_path: Path) -> Open:
     """Open the same index, of four slots, as another process would."""
     opened: list[Index] = []
-    Index.create(tmp_path / "index", 4)
+    create_index(tmp_path / "index", 4)
 
     def opener(limits: Limits = LIMITS) -> Index:
         opened.append(Index(tmp_path / "index", limits))
@@ -205,7 +206,7 @@ def test_an_eviction_costs_the_same_however_many_entries_there_are(tmp_path: Pat
     """Every other worker's claim waits for it, and an arena may hold a hundred thousand."""
     steps = []
     for slots in (10, 2000):
-        Index.create(tmp_path / str(slots), slots)
+        create_index(tmp_path / str(slots), slots)
         index = Index(tmp_path / str(slots), limits)
         for number in range(slots):
             put(index, str(number))
@@ -244,8 +245,8 @@ def test_a_dead_claimant_holds_nobody_up_but_its_slot_rests(open_index: Open, tm
 )
 def test_an_index_that_is_not_ours_is_not_usable(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
     path = tmp_path / "index"
-    Index.create(path, 4)
-    assert Index.is_usable(path, 4)
-    assert not Index.is_usable(path, 5)
+    create_index(path, 4)
+    assert is_usable_index(path, 4)
+    assert not is_usable_index(path, 5)
     spoil(path)
-    assert not Index.is_usable(path, 4)
+    assert not is_usable_index(path, 4)
