@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cache import SPARE_SLOTS
 from service.cache.arena import SHM, Files, find_files, fingerprint_of, open_arena
 from service.cache.index import Index, Limits
 from service.cache.record import layout
@@ -255,5 +256,5 @@ def test_a_benchmark_of_the_cache_that_is_interrupted_leaves_nothing(number: sig
 
 
 def arenas_of_benchmark(entries: int) -> list[Path]:
-    fingerprint = fingerprint_of(f"benchmark/{PREPROCESSING_VERSION}", layout(TENSORS), entries)
+    fingerprint = fingerprint_of(f"benchmark/{PREPROCESSING_VERSION}", layout(TENSORS), entries + SPARE_SLOTS)
     return list(SHM.glob(f"*.{fingerprint}.*"))
