@@ -7,8 +7,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from time import monotonic
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +31,7 @@ from service.image import EncoderInput, ImageLimits, decode_image, digest_of, le
 from service.mask import Frame, Mask, chosen_candidates, mask_from_logits
 from service.permits import Permits
 from service.prompt import Point, Prompt, PromptBatch, batches_from_prompts, check_prompts
+from service.stopwatch import Stopwatch
 
 IMAGE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@=+-]{0,127}")
 CANARY = Prompt((Point(1, 1),))
@@ -63,29 +63,6 @@ class Backend(Protocol):
 
     async def decode(self, embedding: Embedding, batch: PromptBatch, timeout_s: float) -> DecoderOutput:
         """Return the masks of a prompt batch on one embedding."""
-
-
-@dataclass(slots=True)
-class _Stopwatch:
-    """One request's deadline and the seconds of its stages."""
-
-    deadline_s: float
-    start_s: float = field(default_factory=monotonic)
-    laps_s: dict[str, float] = field(default_factory=dict)
-    _last_s: float = field(default_factory=monotonic)
-
-    def lap(self, stage: str) -> None:
-        """Add the time since the last lap to `stage`."""
-        now = monotonic()
-        self.laps_s[stage] = self.laps_s.get(stage, 0.0) + now - self._last_s
-        self._last_s = now
-
-    def left_s(self) -> float:
-        return max(self.start_s + self.deadline_s - monotonic(), 0.001)
-
-    def timings(self, cache: CacheLevel, prompts: int) -> Timings:
-        stages = {f"{stage}_s": self.laps_s.get(stage, 0.0) for stage in ("queue", "encode", "decode", "masks")}
-        return Timings(**stages, total_s=monotonic() - self.start_s, cache=cache, prompts=prompts)
 
 
 class Segmenter:
@@ -155,7 +132,9 @@ class Segmenter:
 
     async def _send_canary(self, timeout_s: float) -> None:
         model = await self._backend.describe(timeout_s)
-        if not self._ready or model != self._model:
+        if model != self._model:
+            self._model = None  # nothing is answered by halves of two models
+        if not self._ready or self._model is None:
             region, answers = await self._cache.open(model.identity, model.tensors)
             await self._backend.attach(region, answers, timeout_s)
             side = model.geometry.input_size
@@ -214,11 +193,11 @@ class Segmenter:
             raise _not_cached()
 
     @asynccontextmanager
-    async def _admitted(self, deadline_s: float | None) -> AsyncIterator[_Stopwatch]:
+    async def _admitted(self, deadline_s: float | None) -> AsyncIterator[Stopwatch]:
         """Take a permit and run the block under its deadline."""
         if self.draining:
             raise DrainingError("the server is shutting down; send the request again, elsewhere or in a moment")
-        watch = _Stopwatch(min(deadline_s or self._max_deadline_s, self._max_deadline_s))
+        watch = Stopwatch(min(deadline_s or self._max_deadline_s, self._max_deadline_s))
         try:
             async with asyncio.timeout(watch.deadline_s), self._permits.hold():
                 watch.lap("queue")
@@ -232,7 +211,7 @@ class Segmenter:
             raise _not_cached()
         return found
 
-    async def _get_or_encode(self, ref: ImageRef, data: bytes, watch: _Stopwatch) -> tuple[CachedImage, CacheLevel]:
+    async def _get_or_encode(self, ref: ImageRef, data: bytes, watch: Stopwatch) -> tuple[CachedImage, CacheLevel]:
         side = self.model.geometry.input_size
         digest = await asyncio.to_thread(digest_of, data)
         ref = ref if ref.image_id else replace(ref, image_id=digest)
@@ -252,7 +231,7 @@ class Segmenter:
         return found
 
     async def _answer(
-        self, image: CachedImage, level: CacheLevel, request: SegmentRequest, watch: _Stopwatch
+        self, image: CachedImage, level: CacheLevel, request: SegmentRequest, watch: Stopwatch
     ) -> SegmentResult:
         if request.if_match not in (None, image.digest):
             raise DigestMismatchError(f"the cached image has the digest {image.digest}", field="if_match")
@@ -271,7 +250,7 @@ class Segmenter:
         timings = self._done(watch, level, len(request.prompts))
         return SegmentResult(self._record(image), tuple(results), level, timings)
 
-    def _done(self, watch: _Stopwatch, level: CacheLevel, prompts: int) -> Timings:
+    def _done(self, watch: Stopwatch, level: CacheLevel, prompts: int) -> Timings:
         timings = watch.timings(level, prompts)
         self._on_done(timings)
         return timings

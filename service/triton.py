@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -49,7 +48,6 @@ CHANNEL_ARGUMENTS = [
 
 QUEUE_FULL = "Exceeds maximum queue size"
 QUEUE_TIMEOUT = "Request timeout expired"
-REGION_MISSING = "Unable to find shared memory region"
 
 DTYPES = {"TYPE_FP16": "float16", "TYPE_FP32": "float32"}
 
@@ -64,7 +62,6 @@ class TritonBackend:
     def __init__(self, url: str, *, shared_memory: bool) -> None:
         self._client = InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
         self._shared_memory = shared_memory
-        self._region: Region | None = None
         self._answers: AnswerSlots | None = None
 
     async def close(self) -> None:
@@ -83,10 +80,14 @@ class TritonBackend:
         return _model_from_config(encoder)
 
     async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:
-        """Register the arena with Triton; arenas that this one replaces are unregistered."""
+        """Register the arena with Triton; arenas that this one replaces are unregistered.
+
+        A Triton that started anew knows no arena: all calls fail until the next probe, which asks first which model it
+        serves now. So no embedding meets the decoder of another model.
+        """
         if not self._shared_memory:
             return
-        self._region, self._answers = region, answers
+        self._answers = answers
         with _translated():
             status = await self._client.get_system_shared_memory_status(as_json=True, client_timeout=timeout_s)
             registered = set(status.get("regions", {}))
@@ -156,19 +157,12 @@ class TritonBackend:
     async def _infer(
         self, model: str, inputs: list[InferInput], outputs: list[InferRequestedOutput], timeout_s: float
     ) -> InferResult:
-        """Run one item of a batch; a Triton that started anew is told of the arena again, once."""
+        """Run one item of a batch."""
         # `timeout` (microseconds) ends the wait in Triton's queue, `client_timeout` the call.
-        call = partial(
-            self._client.infer, model, inputs, outputs=outputs, timeout=int(timeout_s * 1e6), client_timeout=timeout_s
-        )
         with _translated():
-            try:
-                return await call()
-            except InferenceServerException as error:
-                if REGION_MISSING not in str(error.message()) or self._region is None:
-                    raise
-            await self._register(self._region, timeout_s)
-            return await call()
+            return await self._client.infer(
+                model, inputs, outputs=outputs, timeout=int(timeout_s * 1e6), client_timeout=timeout_s
+            )
 
 
 def _input(name: str, tensor: NDArray[np.generic], location: Location | None = None) -> InferInput:

@@ -35,7 +35,8 @@ class CachedImage:
     """An encoded image, and what is needed to place prompts and masks on the original.
 
     `digest` is the content digest of the uploaded bytes, `size` the original's and `valid_size` the encoder input's
-    (height, width); `place` is the slot of the arena and its generation, None when the image is not kept.
+    (height, width); `region` names the arena it belongs to, and so the model; `place` is its slot there and the slot's
+    generation, None when the image is not kept.
     """
 
     key: bytes
@@ -44,6 +45,7 @@ class CachedImage:
     size: tuple[int, int]
     valid_size: tuple[int, int]
     embedding: Embedding
+    region: str
     place: tuple[int, int] | None = None
 
     @property

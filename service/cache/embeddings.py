@@ -14,7 +14,7 @@ from hashlib import blake2b
 import numpy as np
 
 from service.cache.answer_slots import AnswerSlots
-from service.cache.arena import Arena, Region, open_arena
+from service.cache.arena import Region, open_arena
 from service.cache.contract import (
     CachedImage,
     CacheLevel,
@@ -26,8 +26,9 @@ from service.cache.contract import (
     Wanted,
 )
 from service.cache.flights import Flights
-from service.cache.index import Claim, Entry, Index, Limits
+from service.cache.index import Claim, Index, Limits
 from service.cache.record import Header, RecordError, unpack_header
+from service.cache.shelf import Shelf
 from service.errors import ModelUnavailableError, OverloadedError
 from service.image import PREPROCESSING_VERSION
 
@@ -62,10 +63,8 @@ class EmbeddingCache:
         self._limits = limits
         self._observer = observer
         self._store = store
-        self._opened: tuple[Arena, Index] | None = None
+        self._opened: Shelf | None = None
         self._opened_for: tuple[str, TensorShapes] = ("", {})
-        self._answers: AnswerSlots | None = None
-        self._images: dict[int, CachedImage] = {}  # slot -> what this worker last found there
         self._flights: Flights[tuple[CachedImage, CacheLevel] | None] = Flights(observer.joined)
 
     async def open(self, identity: str, tensors: TensorShapes) -> tuple[Region, AnswerSlots]:
@@ -77,59 +76,58 @@ class EmbeddingCache:
         Raises:
             StartError: /dev/shm is too small.
         """
-        if self._opened is not None and self._answers is not None and self._opened_for == (identity, tensors):
-            return self._arena.region, self._answers
-        version = f"{identity}/{PREPROCESSING_VERSION}"
-        arena, files = await asyncio.to_thread(open_arena, self._name, version, tensors, self._max_bytes)
-        self.close()
-        self._opened, self._opened_for = (arena, Index(files.index, self._limits)), (identity, tensors)
-        self._answers = AnswerSlots(*self._opened, self._limits.claim_s)
-        return arena.region, self._answers
-
-    def renew(self) -> None:
-        """Hold on to what this worker holds of the arena; to be called every few seconds."""
-        if self._answers is not None:
-            self._answers.renew()
+        if self._opened is None or self._opened_for != (identity, tensors):
+            version = f"{identity}/{PREPROCESSING_VERSION}"
+            arena, files = await asyncio.to_thread(open_arena, self._name, version, tensors, self._max_bytes)
+            self.close()
+            index = Index(files.index, self._limits)
+            self._opened = Shelf(arena, index, self._observer, self._limits.claim_s)
+            self._opened_for = (identity, tensors)
+        return self._opened.arena.region, self._opened.answers
 
     def close(self) -> None:
         """Let go of the arena, which stays for others and for the next start."""
-        if self._opened is not None and self._answers is not None:
-            self._answers.release()
-            self._opened[1].close()
-        self._opened = self._answers = None
-        self._images.clear()
+        if self._opened is not None:
+            self._opened.close()
+        self._opened = None
 
     @property
-    def _arena(self) -> Arena:
-        return self._both[0]
-
-    @property
-    def _index(self) -> Index:
-        return self._both[1]
-
-    @property
-    def _both(self) -> tuple[Arena, Index]:
+    def _shelf(self) -> Shelf:
         if self._opened is None:
             raise ModelUnavailableError("the model is not loaded yet; come back in a moment")
         return self._opened
 
+    def renew(self) -> None:
+        """Hold on to what this worker holds of the arena; to be called every few seconds."""
+        self._shelf.answers.renew()
+
     def canary(self) -> Embedding:
-        """Return the slot that the index knows nothing of, for readiness probes."""
-        slot = self._arena.slots
-        return Embedding(self._arena.tensors(slot), self._arena.location(slot))
+        """Return the tensors of no image, for readiness probes."""
+        return self._shelf.canary()
 
     def has(self, key: bytes) -> bool:
         """Whether something is kept under `key` on this machine."""
-        return self._index.find(key, touch=False) is not None
+        return self._shelf.has(key)
+
+    def is_current(self, image: CachedImage) -> bool:
+        """Whether the image's slot still is the image's: asked after a decode, whose answer is worthless if not."""
+        return self._shelf.holds(image)
+
+    def delete(self, key: bytes) -> bool:
+        """Forget `key`; return whether it was there. An encode under way for it is not kept."""
+        if self._store is not None:
+            self._store.delete(key)
+        return self._shelf.delete(key)
 
     async def find(self, wanted: Wanted) -> tuple[CachedImage, CacheLevel] | None:
         """Return the image and the level it was found at, or None."""
-        image = self._look_up(wanted)
+        shelf = self._shelf
+        image = shelf.look_up(wanted)
         if image is not None:
             return image, CacheLevel.MEMORY
         if self._store is None:
             return None
-        return await self._flights.share((wanted.key, None), lambda: self._fetch(wanted))
+        return await self._flights.share((wanted.key, None), lambda: self._fetch(shelf, wanted))
 
     async def get_or_encode(
         self, wanted: Wanted, prepare: Callable[[], Awaitable[Prepared]]
@@ -138,113 +136,77 @@ class EmbeddingCache:
 
         Concurrent calls for the same key and digest share one encode. Another digest replaces what is there.
         """
-        image = self._look_up(wanted)
+        shelf = self._shelf
+        image = shelf.look_up(wanted)
         if image is not None:
             return image, CacheLevel.MEMORY
-        found = await self._flights.share((wanted.key, wanted.digest), lambda: self._encode(wanted, prepare))
+        found = await self._flights.share((wanted.key, wanted.digest), lambda: self._encode(shelf, wanted, prepare))
         if found is None:
             raise AssertionError("an encode answers or raises. This is a bug.")
         return found
 
-    def is_current(self, image: CachedImage) -> bool:
-        """Whether the slot still held this image, read after a decode; False: the decode's answer is worthless."""
-        return image.place is None or self._arena.holds(image.place[0], image.key, image.place[1])
-
-    def delete(self, key: bytes) -> bool:
-        """Forget `key`; return whether it was there. An encode under way for it is not kept."""
-        if self._store is not None:
-            self._store.delete(key)
-        return self._index.delete(key)
-
-    def _look_up(self, wanted: Wanted) -> CachedImage | None:
-        entry = self._index.find(wanted.key)
-        if entry is None or wanted.digest not in (None, entry.digest):
-            return None
-        image = self._images.get(entry.slot)
-        if image is None or image.key != wanted.key or image.place != (entry.slot, entry.generation):
-            image = self._read(wanted, entry)
-        return image if image is not None and self.is_current(image) else None
-
-    def _read(self, wanted: Wanted, entry: Entry) -> CachedImage | None:
-        header = self._arena.read_header(entry.slot)
-        if header is None or (header.key, header.generation) != (wanted.key, entry.generation):
-            self._index.disown(entry)
-            return None
-        image = self._image_of(header, entry.slot)
-        self._images[entry.slot] = image
-        return image
-
-    def _image_of(self, header: Header, slot: int) -> CachedImage:
-        return CachedImage(
-            key=header.key,
-            image_id=header.image_id,
-            digest=header.digest,
-            size=header.size,
-            valid_size=header.valid_size,
-            embedding=Embedding(self._arena.tensors(slot), self._arena.location(slot)),
-            place=(slot, header.generation),
-        )
-
     async def _encode(
-        self, wanted: Wanted, prepare: Callable[[], Awaitable[Prepared]]
+        self, shelf: Shelf, wanted: Wanted, prepare: Callable[[], Awaitable[Prepared]]
     ) -> tuple[CachedImage, CacheLevel]:
         """Encode, unless the second level has it or another worker is at it: then wait for that one."""
-        fetched = await self._fetch(wanted)
+        fetched = await self._fetch(shelf, wanted)
         if fetched is not None:
             return fetched
-        digest, prepared, joined = wanted.digest or "", None, False
+        prepared, joined = None, False
         while True:
-            if self._index.is_claimed(wanted.key, digest):
+            if shelf.is_claimed(wanted):
                 if not joined:
                     self._observer.joined()
                 joined = True
                 await asyncio.sleep(JOIN_EVERY_S)
                 continue
-            image = self._look_up(wanted)
+            image = shelf.look_up(wanted)
             if image is not None:
                 return image, CacheLevel.MISS
             if prepared is None:
                 prepared = await prepare()
                 continue  # another worker may have been quicker
-            claim = self._index.claim(wanted.key, digest, wanted.tenant)
-            if claim is None and (self._index.is_claimed(wanted.key, digest) or self._look_up(wanted)):
-                continue
-            return await self._encode_into(wanted, prepared, claim), CacheLevel.MISS
+            claim = shelf.claim(wanted, wanted.digest or "")
+            if claim is not None:
+                return await self._encode_into(shelf, wanted, prepared, claim), CacheLevel.MISS
+            if not shelf.is_claimed(wanted) and shelf.look_up(wanted) is None:
+                return await self._encode_privately(shelf, wanted, prepared), CacheLevel.MISS
 
-    async def _encode_into(self, wanted: Wanted, prepared: Prepared, claim: Claim | None) -> CachedImage:
-        """Encode into the claimed slot and publish it; without a claim, into memory of our own."""
-        digest = wanted.digest or ""
-        if claim is None:
-            self._observer.not_kept()
-            private = {name: np.empty(shape, dtype) for name, (dtype, shape) in self._shapes().items()}
-            embedding = Embedding(private)
-            await prepared.encode(embedding)
-            return CachedImage(wanted.key, wanted.image_id, digest, prepared.size, prepared.valid_size, embedding)
-        destination = self._open_slot(claim)
+    async def _encode_privately(self, shelf: Shelf, wanted: Wanted, prepared: Prepared) -> CachedImage:
+        embedding = shelf.private()
+        await prepared.encode(embedding)
+        return CachedImage(
+            key=wanted.key,
+            image_id=wanted.image_id,
+            digest=wanted.digest or "",
+            size=prepared.size,
+            valid_size=prepared.valid_size,
+            embedding=embedding,
+            region=shelf.arena.region.name,
+        )
+
+    async def _encode_into(self, shelf: Shelf, wanted: Wanted, prepared: Prepared, claim: Claim) -> CachedImage:
+        """Encode into the claimed slot, publish it, and have the second level keep it too."""
         try:
-            await prepared.encode(destination)
+            await prepared.encode(shelf.destination(claim))
         except BaseException as error:
-            self._index.abandon(claim, written=not isinstance(error, OverloadedError))
+            shelf.abandon(claim, written=not isinstance(error, OverloadedError))
             raise
-        size, valid_size = prepared.size, prepared.valid_size
-        header = Header(claim.key, claim.generation, wanted.image_id, digest, size, valid_size, self._arena.fields)
-        image = self._publish(claim, wanted.tenant, header)
+        header = Header(
+            key=claim.key,
+            generation=claim.generation,
+            image_id=wanted.image_id,
+            digest=claim.digest,
+            size=prepared.size,
+            valid_size=prepared.valid_size,
+            tensors=shelf.arena.fields,
+        )
+        image = shelf.publish(claim, wanted.tenant, header)
         if self._store is not None:
-            self._store.put(wanted.key, self._arena.record(claim.slot))
+            self._store.put(wanted.key, shelf.arena.record(claim.slot))
         return image
 
-    def _open_slot(self, claim: Claim) -> Embedding:
-        if claim.evicted is not None:
-            self._observer.evicted(*claim.evicted)
-        self._arena.clear_header(claim.slot)
-        return Embedding(self._arena.tensors(claim.slot), self._arena.location(claim.slot))
-
-    def _publish(self, claim: Claim, tenant: str, header: Header) -> CachedImage:
-        self._arena.write_header(claim.slot, header)
-        self._index.publish(claim, tenant, header.image_id)
-        return self._image_of(header, claim.slot)
-
-    async def _fetch(self, wanted: Wanted) -> tuple[CachedImage, CacheLevel] | None:
+    async def _fetch(self, shelf: Shelf, wanted: Wanted) -> tuple[CachedImage, CacheLevel] | None:
         """Take the image from the second level into a slot."""
         record = None if self._store is None else await self._store.get(wanted.key)
         if record is None:
@@ -253,17 +215,14 @@ class EmbeddingCache:
             header = unpack_header(record)
         except RecordError:
             return None
-        if header.tensors != self._arena.fields or wanted.digest not in (None, header.digest):
+        if header.tensors != shelf.arena.fields or wanted.digest not in (None, header.digest):
             return None
-        claim = self._index.claim(wanted.key, header.digest, wanted.tenant)
+        claim = shelf.claim(wanted, header.digest)
         if claim is None:
-            image = self._look_up(wanted)
+            image = shelf.look_up(wanted)
             return None if image is None else (image, CacheLevel.MEMORY)
-        destination = self._open_slot(claim)
+        destination = shelf.destination(claim).tensors
         for tensor in header.tensors:
-            source = np.frombuffer(record, tensor.dtype, destination.tensors[tensor.name].size, tensor.offset)
-            np.copyto(destination.tensors[tensor.name], source.reshape(tensor.shape))
-        return self._publish(claim, wanted.tenant, replace(header, generation=claim.generation)), CacheLevel.REDIS
-
-    def _shapes(self) -> TensorShapes:
-        return {tensor.name: (tensor.dtype, tensor.shape) for tensor in self._arena.fields}
+            source = np.frombuffer(record, tensor.dtype, destination[tensor.name].size, tensor.offset)
+            np.copyto(destination[tensor.name], source.reshape(tensor.shape))
+        return shelf.publish(claim, wanted.tenant, replace(header, generation=claim.generation)), CacheLevel.REDIS

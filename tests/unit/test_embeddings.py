@@ -116,7 +116,7 @@ def test_other_bytes_under_the_same_name_replace_the_old_ones() -> None:
         image, _ = await first.find(wanted(digest=None))
         assert image.digest == "new"
         assert (image.embedding.tensors["embedding"] == 2).all()
-        assert first._index.count() == 1
+        assert first._shelf._index.count() == 1
 
     run(scenario)
 
@@ -309,3 +309,22 @@ def test_before_the_model_is_known_the_cache_says_so() -> None:
     cache = EmbeddingCache(name="unused", max_bytes=1, limits=Limits(1, 1), observer=Counts())
     with pytest.raises(ModelUnavailableError):
         asyncio.run(cache.find(wanted()))
+
+
+def test_when_the_model_changes_nothing_of_the_old_one_is_current_or_published() -> None:
+    async def scenario(workers: Workers) -> None:
+        cache = workers.caches[0]
+        old, _ = await cache.get_or_encode(wanted(), workers.encoder.image(1))
+        workers.encoder.gate.clear()
+        under_way = asyncio.create_task(cache.get_or_encode(wanted("b"), workers.encoder.image(2)))
+        await asyncio.sleep(0.02)
+        await cache.open("other model", TENSORS)
+        workers.encoder.gate.set()
+        with pytest.raises(ModelUnavailableError, match="changed"):
+            await under_way
+        assert not cache.is_current(old)
+        new, _ = await cache.get_or_encode(wanted("c"), workers.encoder.image(3))
+        assert cache.is_current(new)
+        assert cache._shelf._index.count() == 1
+
+    run(scenario)

@@ -1,0 +1,124 @@
+"""The first level for one model: an opened arena and its index, and the rules for using the two together.
+
+When the model changes, the shelf is closed and another one opened. Whoever still holds something of a closed shelf
+finds its images no longer current, and its writes refused.
+"""
+
+import numpy as np
+
+from service.cache.answer_slots import AnswerSlots
+from service.cache.arena import Arena
+from service.cache.contract import CachedImage, Embedding, Observer, Wanted
+from service.cache.index import Claim, Entry, Index
+from service.cache.record import Header
+from service.errors import ModelUnavailableError
+
+
+class Shelf:
+    """What one worker has of the first level. For one event loop; not thread-safe."""
+
+    def __init__(self, arena: Arena, index: Index, observer: Observer, claim_s: float) -> None:
+        self.arena = arena
+        self.answers = AnswerSlots(arena, index, claim_s)
+        self._open_index: Index | None = index
+        self._observer = observer
+        self._images: dict[int, CachedImage] = {}  # slot -> what this worker last found there
+
+    def close(self) -> None:
+        """Let go of the arena, which stays for others and for the next start."""
+        self.answers.release()
+        self._index.close()
+        self._open_index = None
+
+    @property
+    def _index(self) -> Index:
+        if self._open_index is None:
+            raise ModelUnavailableError("the model was changed meanwhile; send the request again")
+        return self._open_index
+
+    def has(self, key: bytes) -> bool:
+        """Whether something is kept under `key`."""
+        return self._index.find(key, touch=False) is not None
+
+    def look_up(self, wanted: Wanted) -> CachedImage | None:
+        """Return the image of that key, and of that digest if one is wanted, and count it as used."""
+        entry = self._index.find(wanted.key)
+        if entry is None or wanted.digest not in (None, entry.digest):
+            return None
+        image = self._images.get(entry.slot)
+        if image is None or image.key != wanted.key or image.place != (entry.slot, entry.generation):
+            image = self._read(wanted, entry)
+        return image if image is not None and self.holds(image) else None
+
+    def holds(self, image: CachedImage) -> bool:
+        """Whether the image's slot still is the image's; asked after a decode too, whose answer is worthless if not."""
+        if self._open_index is None or image.region != self.arena.region.name:
+            return False
+        return image.place is None or self.arena.holds(image.place[0], image.key, image.place[1])
+
+    def _read(self, wanted: Wanted, entry: Entry) -> CachedImage | None:
+        header = self.arena.read_header(entry.slot)
+        if header is None or (header.key, header.generation) != (wanted.key, entry.generation):
+            self._index.disown(entry)
+            return None
+        image = self._image_of(header, entry.slot)
+        self._images[entry.slot] = image
+        return image
+
+    def _image_of(self, header: Header, slot: int) -> CachedImage:
+        return CachedImage(
+            key=header.key,
+            image_id=header.image_id,
+            digest=header.digest,
+            size=header.size,
+            valid_size=header.valid_size,
+            embedding=self._embedding(slot),
+            region=self.arena.region.name,
+            place=(slot, header.generation),
+        )
+
+    def _embedding(self, slot: int) -> Embedding:
+        return Embedding(self.arena.tensors(slot), self.arena.location(slot))
+
+    def canary(self) -> Embedding:
+        """Return the slot that the index knows nothing of, for readiness probes."""
+        return self._embedding(self.arena.slots)
+
+    def private(self) -> Embedding:
+        """Return tensors in memory of our own, for an image that finds no slot."""
+        self._observer.not_kept()
+        return Embedding({field.name: np.empty(field.shape, field.dtype) for field in self.arena.fields})
+
+    def is_claimed(self, wanted: Wanted) -> bool:
+        """Whether a living process is encoding these bytes for this key."""
+        return self._index.is_claimed(wanted.key, wanted.digest or "")
+
+    def claim(self, wanted: Wanted, digest: str) -> Claim | None:
+        """Take a slot for bytes of that digest and make it nobody's; None: see `Index.claim`."""
+        claim = self._index.claim(wanted.key, digest, wanted.tenant)
+        if claim is None:
+            return None
+        if claim.evicted is not None:
+            self._observer.evicted(*claim.evicted)
+        self.arena.clear_header(claim.slot)
+        return claim
+
+    def destination(self, claim: Claim) -> Embedding:
+        """Return the claimed slot's tensors, to be written."""
+        return self._embedding(claim.slot)
+
+    def publish(self, claim: Claim, tenant: str, header: Header) -> CachedImage:
+        """Make a written slot ready, unless the image was deleted meanwhile, and return its image."""
+        index = self._index
+        self.arena.write_header(claim.slot, header)
+        index.publish(claim, tenant, header.image_id)
+        return self._image_of(header, claim.slot)
+
+    def abandon(self, claim: Claim, *, written: bool) -> None:
+        """Give a claim up; see `Index.abandon`. On a closed shelf there is nothing to give up."""
+        if self._open_index is not None:
+            self._open_index.abandon(claim, written=written)
+
+    def delete(self, key: bytes) -> bool:
+        """Forget `key`; return whether it was there."""
+        return self._index.delete(key)
