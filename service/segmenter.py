@@ -168,7 +168,7 @@ class Segmenter:
         _check_image_id(ref.image_id)
         async with self._admitted(deadline_s) as watch:
             image, level = await self._find(ref)
-            watch.lap("fetch")
+            watch.lap("queue")
             return await self._answer(image, level, request, watch)
 
     async def segment_bytes(

@@ -23,8 +23,10 @@ class Stopwatch:
         self._last_s = now
 
     def left_s(self) -> float:
+        """Return the seconds left, at least a millisecond."""
         return max(self.start_s + self.deadline_s - monotonic(), 0.001)
 
     def timings(self, cache: CacheLevel, prompts: int) -> Timings:
+        """Return the record of the finished request."""
         stages = {f"{stage}_s": self.laps_s.get(stage, 0.0) for stage in ("queue", "encode", "decode", "masks")}
         return Timings(**stages, total_s=monotonic() - self.start_s, cache=cache, prompts=prompts)

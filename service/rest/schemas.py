@@ -82,7 +82,7 @@ class ResultBody(BaseModel):
 class TimingsBody(BaseModel):
     """Milliseconds per stage."""
 
-    queue: float = Field(description="Waiting for admission.")
+    queue: float = Field(description="Waiting for admission and looking into the cache.")
     encode: float = Field(description="Decoding the image and running the encoder; 0 when the embedding was cached.")
     decode: float = Field(description="Running the prompt decoder.")
     masks: float = Field(description="Turning logits into masks.")
