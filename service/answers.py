@@ -35,8 +35,8 @@ class ImageRef:
 class Timings:
     """Seconds a request spent per stage, and what it found: the one record from which metrics and answers are made.
 
-    `queue_s` waiting for a permit and looking into the cache, `encode_s` decoding the image and running the encoder (or waiting for another
-    request that does), `decode_s` running the decoder, `masks_s` turning logits into masks.
+    `queue_s` waiting for a permit and looking into the cache, `encode_s` decoding the image and running the encoder (or
+    waiting for another request that does), `decode_s` running the decoder, `masks_s` turning logits into masks.
     """
 
     queue_s: float
