@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from export import commands
+from export import commands, photographs
 from export.__main__ import main
 from export.candidates import Arrays, Candidate, OnnxCandidate, TorchReference
 from export.checkpoint import Checkpoint
@@ -30,6 +30,12 @@ def reference(tiny_checkpoint: Checkpoint) -> TorchReference:
 @pytest.fixture(scope="module")
 def served(tiny_checkpoint: Checkpoint) -> OnnxCandidate:
     return OnnxCandidate(graph_specs(tiny_checkpoint.model.geometry), default_repository("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _two_bundled_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands look at two photographs here, not seven: enough for every check, and quicker."""
+    monkeypatch.setattr(photographs, "BUNDLED", photographs.BUNDLED[:2])
 
 
 @pytest.fixture
