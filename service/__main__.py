@@ -1,4 +1,4 @@
-"""`python -m service`: read settings and arguments, set up logs, serve."""
+"""`python -m service`: read settings and arguments, set up logs, run the workers."""
 
 import argparse
 import asyncio
@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from service.errors import StartError
 from service.logs import configure_logging
-from service.server import serve
 from service.settings import Settings
+from service.workers import supervise
 
 SAMPLE = Path(__file__).parent / "rest" / "static" / "samples" / "coffee.jpg"
 
@@ -41,11 +41,12 @@ def main() -> int:
         settings = Settings()
     except ValidationError as error:
         for problem in error.errors():
-            print(f"error: SAM_{str(problem['loc'][0]).upper()}: {problem['msg']}", file=sys.stderr)  # noqa: T201
+            where = f"SAM_{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
+            print(f"error: {where}{problem['msg']}", file=sys.stderr)  # noqa: T201
         return 2
     configure_logging(settings.log_level, settings.log_format)
     try:
-        asyncio.run(serve(settings, embedded=embedded, on_ready=lambda: _welcome(settings) if embedded else None))
+        asyncio.run(supervise(settings, embedded=embedded, on_ready=lambda: _welcome(settings) if embedded else None))
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from service.cache.embeddings import CacheLevel
+from service.cache.contract import CacheLevel, TensorShapes
 from service.mask import Mask, MaskFormat
 from service.prompt import Prompt
 from service.tensors import Geometry
@@ -10,16 +10,25 @@ from service.tensors import Geometry
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Which model the backend serves; `digest` is its checkpoint's."""
+    """Which model the backend serves; `digest` is its checkpoint's, `tensors` the named set of an embedding."""
 
     name: str
     digest: str
     geometry: Geometry
+    tensors: TensorShapes
 
     @property
     def identity(self) -> str:
         """`name@digest`, as answers carry it."""
         return f"{self.name}@{self.digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Whose image, and the name it goes by; the same name of two tenants is two images."""
+
+    tenant: str
+    image_id: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ SegmentError
 ├── InvalidPromptError, InvalidImageIdError          the request says something that cannot be meant
 ├── UnsupportedImageError, ImageTooLargeError        the bytes are no picture, or too much of one
 ├── ImageNotCachedError, DigestMismatchError         the cache holds nothing, or other bytes, under this id
+├── UnauthenticatedError                             nobody we know
 ├── OverloadedError, DeadlineExceededError           not now, or not in time
 └── ModelUnavailableError, DrainingError             nobody there to answer
 """
@@ -45,6 +46,10 @@ class ImageNotCachedError(SegmentError):
 
 class DigestMismatchError(SegmentError):
     """The cached image has other bytes than the caller's `If-Match` names."""
+
+
+class UnauthenticatedError(SegmentError):
+    """The request carries no API key, or one that is not known."""
 
 
 class OverloadedError(SegmentError):

@@ -7,17 +7,18 @@ import time
 from service.errors import SegmentError
 from service.status import INTERNAL, status_of
 
-CONSOLE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+CONSOLE_FORMAT = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s"
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (RFC 3339, UTC), level, logger, message and, if any, the traceback."""
+    """One JSON object a line: time (RFC 3339, UTC), level, pid, logger, message and, if any, the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line for `record`."""
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
             "level": record.levelname.lower(),
+            "pid": record.process,
             "logger": record.name,
             "message": record.getMessage(),
         }

@@ -3,9 +3,13 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from service.answers import Timings
-from service.cache.embeddings import CacheLevel, EmbeddingCache
+from service.cache.contract import CacheLevel
+from service.cache.index import EvictionReason
+from service.cache.redis_connections import Fault
+from service.cache.redis_observer import BreakerState, Operation, Outcome
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+AGE_BUCKETS_S = (1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
 OK = "ok"
 
 
@@ -36,18 +40,38 @@ class Metrics:
         self._prompts = Counter("sam_prompts", "Prompts answered.", registry=registry)
         self._hits = Counter("sam_cache_hits", "Requests that found their embedding.", ["level"], registry=registry)
         self._misses = Counter("sam_cache_misses", "Requests that needed the encoder.", registry=registry)
-        self._registry = registry
-
-    def watch_cache(self, cache: EmbeddingCache) -> None:
-        """Read the cache's size whenever Prometheus scrapes."""
-        nbytes = Gauge("sam_cache_bytes", "Bytes of embeddings cached.", registry=self._registry)
-        nbytes.set_function(lambda: cache.nbytes)
-        entries = Gauge("sam_cache_entries", "Embeddings cached.", registry=self._registry)
-        entries.set_function(lambda: len(cache))
-        evictions = Gauge(
-            "sam_cache_evictions", "Embeddings dropped to make room, since start.", registry=self._registry
+        self._joins = Counter(
+            "sam_cache_joins", "Requests that waited for another one's encode of the same image.", registry=registry
         )
-        evictions.set_function(lambda: cache.evictions)
+        self._not_kept = Counter(
+            "sam_cache_not_kept", "Embeddings not kept because every slot was in use.", registry=registry
+        )
+        self._evictions = Counter(
+            "sam_cache_evictions", "Embeddings dropped, by reason: lru, ttl, quota.", ["reason"], registry=registry
+        )
+        self._evicted_age_s = Histogram(
+            "sam_cache_evicted_age_seconds",
+            "How long ago an embedding was used last when it was dropped; small values ask for a larger cache.",
+            buckets=AGE_BUCKETS_S,
+            registry=registry,
+        )
+
+        self._redis_operations = Counter(
+            "sam_redis_operations", "Operations of the second level.", ["operation", "outcome"], registry=registry
+        )
+        self._redis_operation_s = Histogram(
+            "sam_redis_operation_seconds",
+            "Time of the second level's operations.",
+            ["operation"],
+            buckets=BUCKETS_S,
+            registry=registry,
+        )
+        self._redis_breaker_open = Gauge(
+            "sam_redis_breaker_open",
+            "1 while any worker leaves the second level alone.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
 
     def observe(self, timings: Timings) -> None:
         """Take the record of one answered request."""
@@ -61,6 +85,28 @@ class Metrics:
             self._prompts.inc(timings.prompts)
             self._stage_s.labels("decode").observe(timings.decode_s)
             self._stage_s.labels("masks").observe(timings.masks_s)
+
+    def evicted(self, reason: EvictionReason, age_s: float) -> None:
+        """Count an eviction."""
+        self._evictions.labels(reason.value).inc()
+        self._evicted_age_s.observe(age_s)
+
+    def joined(self) -> None:
+        """Count a request that shares another one's encode."""
+        self._joins.inc()
+
+    def not_kept(self) -> None:
+        """Count an embedding that found no slot."""
+        self._not_kept.inc()
+
+    def operation(self, operation: Operation, outcome: Outcome | Fault, seconds: float) -> None:
+        """Count one operation of the second level."""
+        self._redis_operations.labels(operation.value, outcome.value).inc()
+        self._redis_operation_s.labels(operation.value).observe(seconds)
+
+    def breaker(self, state: BreakerState) -> None:
+        """Take the state of the second level's breaker."""
+        self._redis_breaker_open.set(state is not BreakerState.CLOSED)
 
     def request(self, transport: str, route: str, outcome: str, seconds: float) -> None:
         """Count one call: `outcome` is `OK` or an error's reason."""

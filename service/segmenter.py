@@ -7,15 +7,18 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.answers import EmbedResult, ImageRecord, Model, SegmentRequest, SegmentResult, Timings
-from service.cache.embeddings import CachedImage, CacheLevel, Embedding, EmbeddingCache, cache_key
+from service.answers import EmbedResult, ImageRecord, ImageRef, Model, SegmentRequest, SegmentResult, Timings
+from service.cache.answer_slots import AnswerSlots
+from service.cache.arena import Region
+from service.cache.contract import CachedImage, CacheLevel, Embedding, Prepared, Wanted
+from service.cache.embeddings import EmbeddingCache, cache_key
 from service.errors import (
     DeadlineExceededError,
     DigestMismatchError,
@@ -52,8 +55,11 @@ class Backend(Protocol):
     async def describe(self, timeout_s: float) -> Model:
         """Return the model being served."""
 
-    async def encode(self, image: EncoderInput, timeout_s: float) -> Embedding:
-        """Return the embedding of one image."""
+    async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:
+        """Learn of the shared memory in which embeddings will lie, and of the slots there that may take answers."""
+
+    async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:
+        """Write the embedding of one image into the tensors of `destination`."""
 
     async def decode(self, embedding: Embedding, batch: PromptBatch, timeout_s: float) -> DecoderOutput:
         """Return the masks of a prompt batch on one embedding."""
@@ -91,10 +97,11 @@ class Segmenter:
         permits: Admission.
         limits: Bounds on images.
         max_deadline_s: Deadline of requests that bring none, and the cap of those that do.
+        secret: Of the cache's keys, up to 64 bytes; those who share a second level share it.
         on_done: Receives the record of every answered request.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is composed of, by name
         self,
         *,
         backend: Backend,
@@ -102,6 +109,7 @@ class Segmenter:
         permits: Permits,
         limits: ImageLimits,
         max_deadline_s: float,
+        secret: bytes,
         on_done: Callable[[Timings], None],
     ) -> None:
         self.limits = limits
@@ -111,13 +119,14 @@ class Segmenter:
         self._permits = permits
         self._max_deadline_s = max_deadline_s
         self._on_done = on_done
+        self._secret = secret
         self._model: Model | None = None
-        self._canary: Embedding | None = None
+        self._ready = False
 
     @property
     def ready(self) -> bool:
         """Whether the last canary came through and new requests are taken."""
-        return self._canary is not None and not self.draining
+        return self._ready and not self.draining
 
     @property
     def model(self) -> Model:
@@ -135,69 +144,73 @@ class Segmenter:
 
         Raises:
             ModelUnavailableError, OverloadedError, DeadlineExceededError: the model does not answer; not ready.
+            StartError: there is no room for the cache.
         """
         try:
-            self._model, self._canary = await self._canary_through(timeout_s)
+            await self._send_canary(timeout_s)
         except SegmentError:
-            self._canary = None
+            self._ready = False
             raise
+        self._ready = True
 
-    async def _canary_through(self, timeout_s: float) -> tuple[Model, Embedding]:
-        model, canary = await self._backend.describe(timeout_s), self._canary
-        if canary is None or model != self._model:
+    async def _send_canary(self, timeout_s: float) -> None:
+        model = await self._backend.describe(timeout_s)
+        if not self._ready or model != self._model:
+            region, answers = await self._cache.open(model.identity, model.tensors)
+            await self._backend.attach(region, answers, timeout_s)
             side = model.geometry.input_size
             blank = EncoderInput(np.zeros((side, side, 3), np.uint8), (side, side))
-            canary = await self._backend.encode(blank, timeout_s)
+            await self._backend.encode(blank, self._cache.canary(), timeout_s)
         (batch,) = batches_from_prompts([CANARY], (1.0, 1.0))
-        output = await self._backend.decode(canary, batch, timeout_s)
+        output = await self._backend.decode(self._cache.canary(), batch, timeout_s)
         if not np.isfinite(output.iou_scores).all():
             raise ModelUnavailableError("the model answers a canary with values that are not finite")
-        return model, canary
+        self._model = model
+        self._cache.renew()
 
-    async def embed(self, image_id: str, data: bytes, deadline_s: float | None = None) -> EmbedResult:
-        """Encode the image in `data` and cache it under `image_id`; no work if these very bytes are cached there.
+    async def embed(self, ref: ImageRef, data: bytes, deadline_s: float | None = None) -> EmbedResult:
+        """Encode the image in `data` and cache it under its name; no work if these very bytes are cached there.
 
         Raises:
             SegmentError: any of its kinds but `InvalidPromptError`.
         """
-        _check_image_id(image_id)
+        _check_image_id(ref.image_id)
         async with self._admitted(deadline_s) as watch:
-            created = self._cache.peek(self._key(image_id)) is None
-            image, level = await self._get_or_encode(image_id, data, watch)
+            created = not self._cache.has(self._key(ref))
+            image, level = await self._get_or_encode(ref, data, watch)
             return EmbedResult(self._record(image), created, level, self._done(watch, level, 0))
 
-    async def segment(self, image_id: str, request: SegmentRequest, deadline_s: float | None = None) -> SegmentResult:
+    async def segment(self, ref: ImageRef, request: SegmentRequest, deadline_s: float | None = None) -> SegmentResult:
         """Answer prompts on a cached image.
 
         Raises:
             SegmentError: any of its kinds but those about image bytes.
         """
-        _check_image_id(image_id)
+        _check_image_id(ref.image_id)
         async with self._admitted(deadline_s) as watch:
-            return await self._answer(self._cached(image_id), CacheLevel.MEMORY, request, watch)
-
-    async def segment_bytes(
-        self, data: bytes, request: SegmentRequest, image_id: str = "", deadline_s: float | None = None
-    ) -> SegmentResult:
-        """Encode and prompt in one call; without `image_id` the image is cached under its content digest."""
-        if image_id:
-            _check_image_id(image_id)
-        async with self._admitted(deadline_s) as watch:
-            image, level = await self._get_or_encode(image_id, data, watch)
+            image, level = await self._find(ref)
+            watch.lap("fetch")
             return await self._answer(image, level, request, watch)
 
-    def image(self, image_id: str) -> ImageRecord:
-        """Return what is known of a cached image, without counting as use of it."""
-        _check_image_id(image_id)
-        image = self._cache.peek(self._key(image_id))
-        if image is None:
-            raise _not_cached()
-        return self._record(image)
+    async def segment_bytes(
+        self, ref: ImageRef, data: bytes, request: SegmentRequest, deadline_s: float | None = None
+    ) -> SegmentResult:
+        """Encode and prompt in one call; with an empty id the image is cached under its content digest."""
+        if ref.image_id:
+            _check_image_id(ref.image_id)
+        async with self._admitted(deadline_s) as watch:
+            image, level = await self._get_or_encode(ref, data, watch)
+            return await self._answer(image, level, request, watch)
 
-    def delete(self, image_id: str) -> None:
+    async def image(self, ref: ImageRef) -> ImageRecord:
+        """Return what is known of a cached image."""
+        _check_image_id(ref.image_id)
+        return self._record((await self._find(ref))[0])
+
+    def delete(self, ref: ImageRef) -> None:
         """Forget an image."""
-        _check_image_id(image_id)
-        if not self._cache.delete(self._key(image_id)):
+        _check_image_id(ref.image_id)
+        if not self._cache.delete(self._key(ref)):
             raise _not_cached()
 
     @asynccontextmanager
@@ -213,21 +226,30 @@ class Segmenter:
         except TimeoutError as error:
             raise DeadlineExceededError(f"no answer within the deadline of {watch.deadline_s:g} s") from error
 
-    async def _get_or_encode(self, image_id: str, data: bytes, watch: _Stopwatch) -> tuple[CachedImage, CacheLevel]:
-        model = self.model
+    async def _find(self, ref: ImageRef) -> tuple[CachedImage, CacheLevel]:
+        found = await self._cache.find(Wanted(self._key(ref), ref.tenant, ref.image_id))
+        if found is None:
+            raise _not_cached()
+        return found
+
+    async def _get_or_encode(self, ref: ImageRef, data: bytes, watch: _Stopwatch) -> tuple[CachedImage, CacheLevel]:
+        side = self.model.geometry.input_size
         digest = await asyncio.to_thread(digest_of, data)
-        name = image_id or digest
+        ref = ref if ref.image_id else replace(ref, image_id=digest)
 
-        async def encode() -> CachedImage:
-            # Shared by all who wait for this image: it runs under the longest deadline, not under the first caller's.
+        async def prepare() -> Prepared:
             rgb = await asyncio.to_thread(decode_image, data, self.limits)
-            prepared = await asyncio.to_thread(letterbox, rgb, model.geometry.input_size)
-            embedding = await self._backend.encode(prepared, self._max_deadline_s)
-            return CachedImage(name, digest, (rgb.shape[0], rgb.shape[1]), prepared.valid_size, embedding)
+            placed = await asyncio.to_thread(letterbox, rgb, side)
 
-        image, level = await self._cache.get_or_encode(self._key(name), digest, encode)
+            async def encode(destination: Embedding) -> None:
+                # Shared by all who wait for this image: under the longest deadline, not under the first caller's.
+                await self._backend.encode(placed, destination, self._max_deadline_s)
+
+            return Prepared((rgb.shape[0], rgb.shape[1]), placed.valid_size, encode)
+
+        found = await self._cache.get_or_encode(Wanted(self._key(ref), ref.tenant, ref.image_id, digest), prepare)
         watch.lap("encode")
-        return image, level
+        return found
 
     async def _answer(
         self, image: CachedImage, level: CacheLevel, request: SegmentRequest, watch: _Stopwatch
@@ -240,6 +262,8 @@ class Segmenter:
         results: list[tuple[Mask, ...]] = []
         for batch in batches_from_prompts(request.prompts, scale):
             output = await self._backend.decode(image.embedding, batch, watch.left_s())
+            if not self._cache.is_current(image):  # the slot was given away meanwhile: whose masks these are is unknown
+                raise _not_cached()
             watch.lap("decode")
             prompts = request.prompts[len(results) : len(results) + batch.count]
             results += await asyncio.to_thread(_masks_from_output, output, prompts, request, frame)
@@ -252,14 +276,8 @@ class Segmenter:
         self._on_done(timings)
         return timings
 
-    def _cached(self, image_id: str) -> CachedImage:
-        image = self._cache.get(self._key(image_id))
-        if image is None:
-            raise _not_cached()
-        return image
-
-    def _key(self, image_id: str) -> bytes:
-        return cache_key(self.model.digest, image_id)
+    def _key(self, ref: ImageRef) -> bytes:
+        return cache_key(self._secret, ref.tenant, self.model.identity, ref.image_id)
 
     def _record(self, image: CachedImage) -> ImageRecord:
         return ImageRecord(image.image_id, image.digest, image.size, self.model.identity, image.nbytes)

@@ -1,39 +1,38 @@
-"""Composition root: builds the core, starts HTTP, gRPC and metrics, keeps probing the model, and drains on a signal."""
+"""Composition root of a worker: builds the core, starts HTTP and gRPC, keeps probing the model, drains on a signal."""
 
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
-from prometheus_client import (
-    GC_COLLECTOR,
-    PLATFORM_COLLECTOR,
-    PROCESS_COLLECTOR,
-    CollectorRegistry,
-    start_http_server,
-)
+from prometheus_client import CollectorRegistry
 
+from service.auth import Authoriser, parse_api_keys
 from service.cache.embeddings import EmbeddingCache
-from service.errors import SegmentError, StartError
+from service.cache.index import Limits
+from service.cache.redis import RedisLevel
+from service.errors import SegmentError
 from service.image import ImageLimits, trust_own_limits
 from service.metrics import Metrics
 from service.permits import Permits
+from service.ports import bound_socket
 from service.rest.app import create_app
 from service.rpc.server import RpcServer
 from service.segmenter import Segmenter
 from service.settings import Settings
 from service.triton import TritonBackend
-from service.triton_process import TritonProcess
 
 log = logging.getLogger(__name__)
 
+LATE_WRITE_S = 30.0  # how long after its deadline Triton could still write the embedding of an encode it had begun
+MAX_LEASE_S = 5.0
+REDIS_TTL_S = 86400.0  # in the second level, when SAM_CACHE_TTL_S sets none: Redis must be able to forget
 PROBE_TIMEOUT_S = 10.0
+FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, that there is none
 PROBE_EVERY_S = 2.0
 PROBE_EVERY_UNREADY_S = 0.2
 
@@ -47,49 +46,97 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-async def serve(settings: Settings, *, embedded: bool, on_ready: Callable[[], None]) -> None:
+async def serve(settings: Settings, *, on_ready: Callable[[], None], open_when_ready: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `on_ready` is called once, when the first canary came through.
 
+    HTTP and gRPC share their ports with other workers; that nobody else has them is the supervisor's business. With
+    `open_when_ready` this worker takes no connections before it can answer: others do meanwhile.
+
     Raises:
-        StartError: a port is taken, or (embedded) the local Triton does not start or ends by itself.
+        StartError: a port is taken, or there is no room for the cache.
     """
-    stop = asyncio.Event()
+    stop, ready = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     trust_own_limits()
-    registry = _registry()
-    metrics = Metrics(registry)
+    metrics = Metrics(CollectorRegistry())
     async with AsyncExitStack() as stack:
-        http_socket = stack.enter_context(_listening(settings.host, settings.http_port))
-        stack.enter_context(_serving_metrics(settings.host, settings.metrics_port, registry))
-        triton = await stack.enter_async_context(_local_triton(settings)) if embedded else None
-        backend = await stack.enter_async_context(_connected(settings.triton_url))
-        segmenter = _segmenter(settings, backend, metrics)
-        rpc = RpcServer(segmenter, metrics, settings.host, settings.grpc_port)
-        http = _http_server(create_app(segmenter, metrics), settings.drain_s)
+        backend = await stack.enter_async_context(_connected(settings))
+        store = await stack.enter_async_context(_second_level(settings, metrics))
+        cache = _cache(settings, metrics, store)
+        stack.callback(cache.close)
+        segmenter = _segmenter(settings, backend, cache, metrics)
+        authoriser = _authoriser(settings)
+        rpc = _rpc_server(settings, segmenter, authoriser, metrics)
+        http = _http_server(create_app(segmenter, authoriser, metrics), settings.drain_s)
+        http_socket = stack.enter_context(
+            bound_socket(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT", reuse_port=True)
+        )
+        probing = await stack.enter_async_context(_in_background(_keep_probing(segmenter, rpc, ready)))
+        await _first_of(stop, ready, failing=probing, timeout_s=None if open_when_ready else FIRST_CANARY_S)
         await stack.enter_async_context(_serving_requests(segmenter, http, http_socket, rpc, settings.drain_s))
-        await stack.enter_async_context(_in_background(_keep_probing(segmenter, rpc, on_ready)))
-        await _until_stopped(stop, triton)
+        await _first_of(stop, ready, failing=probing)
+        if ready.is_set():
+            on_ready()
+        await _first_of(stop, failing=probing)
 
 
-def _registry() -> CollectorRegistry:
-    registry = CollectorRegistry()
-    for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
-        registry.register(collector)
-    return registry
+def _rpc_server(settings: Settings, segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics) -> RpcServer:
+    return RpcServer(
+        segmenter,
+        authoriser,
+        metrics,
+        host=settings.host,
+        port=settings.grpc_port,
+        connection_age_s=settings.grpc_connection_age_s,
+        connection_grace_s=settings.default_deadline_s,
+    )
 
 
-def _segmenter(settings: Settings, backend: TritonBackend, metrics: Metrics) -> Segmenter:
-    cache = EmbeddingCache(settings.cache_bytes)
-    metrics.watch_cache(cache)
+@asynccontextmanager
+async def _second_level(settings: Settings, metrics: Metrics) -> AsyncIterator[RedisLevel | None]:
+    """Connect to Redis, lazily and whether or not it is there; None when none is configured."""
+    url = settings.redis_url.get_secret_value()
+    if not url:
+        yield None
+        return
+    secret = settings.cache_secret.get_secret_value().encode()
+    level = RedisLevel(url, secret=secret, ttl_s=settings.cache_ttl_s or REDIS_TTL_S, observer=metrics)
+    try:
+        yield level
+    finally:
+        await level.close()
+
+
+def _cache(settings: Settings, metrics: Metrics, store: RedisLevel | None) -> EmbeddingCache:
+    limits = Limits(
+        claim_s=settings.default_deadline_s + LATE_WRITE_S,
+        lease_s=min(settings.default_deadline_s, MAX_LEASE_S),
+        ttl_s=settings.cache_ttl_s,
+        tenant_share=settings.tenant_cache_share,
+    )
+    return EmbeddingCache(
+        name=settings.arena_name, max_bytes=settings.cache_bytes, limits=limits, observer=metrics, store=store
+    )
+
+
+def _segmenter(settings: Settings, backend: TritonBackend, cache: EmbeddingCache, metrics: Metrics) -> Segmenter:
     return Segmenter(
         backend=backend,
         cache=cache,
         permits=Permits(settings.max_concurrency),
         limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
         max_deadline_s=settings.default_deadline_s,
+        secret=settings.cache_secret.get_secret_value().encode(),
         on_done=metrics.observe,
     )
+
+
+def _authoriser(settings: Settings) -> Authoriser:
+    authoriser = Authoriser(parse_api_keys(settings.api_keys.get_secret_value()))
+    if authoriser.is_open:
+        log.warning("auth.open SAM_API_KEYS is not set: anybody who reaches the ports may call, as one tenant")
+    return authoriser
 
 
 def _http_server(app: FastAPI, drain_s: float) -> _HttpServer:
@@ -106,45 +153,9 @@ def _http_server(app: FastAPI, drain_s: float) -> _HttpServer:
     return _HttpServer(config)
 
 
-@contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise StartError(f"HTTP cannot listen on {host}:{port}; set SAM_HTTP_PORT to a free port") from error
-        yield listener
-
-
-@contextmanager
-def _serving_metrics(host: str, port: int, registry: CollectorRegistry) -> Iterator[None]:
-    try:
-        server, thread = start_http_server(port, host, registry)
-    except OSError as error:
-        raise StartError(f"metrics cannot listen on {host}:{port}; set SAM_METRICS_PORT to a free port") from error
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 @asynccontextmanager
-async def _local_triton(settings: Settings) -> AsyncIterator[TritonProcess]:
-    triton = TritonProcess(Path(settings.model_repository), settings.triton_url, settings.triton_metrics_port)
-    try:
-        await triton.start()
-        yield triton
-    finally:
-        await triton.stop()
-
-
-@asynccontextmanager
-async def _connected(triton_url: str) -> AsyncIterator[TritonBackend]:
-    backend = TritonBackend(triton_url)
+async def _connected(settings: Settings) -> AsyncIterator[TritonBackend]:
+    backend = TritonBackend(settings.triton_url, shared_memory=settings.triton_transport == "shm")
     try:
         yield backend
     finally:
@@ -169,19 +180,18 @@ async def _serving_requests(
 
 
 @asynccontextmanager
-async def _in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+async def _in_background(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
     task = asyncio.create_task(work)
     try:
-        yield
+        yield task
     finally:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await asyncio.gather(task, return_exceptions=True)
 
 
-async def _keep_probing(segmenter: Segmenter, rpc: RpcServer, on_ready: Callable[[], None]) -> None:
-    """Send canaries for ever; tell health checks and the log when readiness changes."""
-    was_ready, announced = False, False
+async def _keep_probing(segmenter: Segmenter, rpc: RpcServer, ready: asyncio.Event) -> None:
+    """Send canaries for ever; tell health checks and the log when readiness changes, and `ready` the first time."""
+    was_ready = False
     log.info("model.awaited")
     while True:
         try:
@@ -192,26 +202,19 @@ async def _keep_probing(segmenter: Segmenter, rpc: RpcServer, on_ready: Callable
         if segmenter.ready != was_ready:
             was_ready = segmenter.ready
             await rpc.set_ready(ready=was_ready)
-        if was_ready and not announced:
-            announced = True
+        if was_ready and not ready.is_set():
+            ready.set()
             log.info("model.ready %s", segmenter.model.identity)
-            on_ready()
         await asyncio.sleep(PROBE_EVERY_S if was_ready else PROBE_EVERY_UNREADY_S)
 
 
-async def _until_stopped(stop: asyncio.Event, triton: TritonProcess | None) -> None:
-    """Return on a signal.
-
-    Raises:
-        StartError: the local Triton ended by itself.
-    """
-    stopping = asyncio.create_task(stop.wait())
-    ending = asyncio.create_task(triton.wait()) if triton else None
+async def _first_of(*events: asyncio.Event, failing: asyncio.Task[None], timeout_s: float | None = None) -> None:
+    """Return when one of `events` is set, or after `timeout_s`; raise what the task `failing` raises, should it end."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
     try:
-        await asyncio.wait({stopping, ending} if ending else {stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if ending and ending.done() and not stop.is_set():
-            raise StartError(f"the local Triton ended with exit code {ending.result()}; its own words are above")
+        await asyncio.wait([*waits, failing], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            failing.result()
     finally:
-        for task in (stopping, ending):
-            if task:
-                task.cancel()
+        for wait in waits:
+            wait.cancel()

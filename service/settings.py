@@ -1,15 +1,34 @@
 """Every setting, read once from the environment (prefix `SAM_`). Leaves get values, never this object."""
 
-from typing import Literal
+import os
+from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.auth import parse_api_keys
+
 MIB = 1024 * 1024
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+MIN_DEFAULT_WORKERS, MAX_DEFAULT_WORKERS = 2, 8
+
+
+def usable_cpus(quota: str = "max") -> int:
+    """Return the cores this process may use: its affinity, or `quota`, in the form of cpu.max, if that is less."""
+    cores = len(os.sched_getaffinity(0))
+    limit_us, _, period_us = quota.partition(" ")
+    return cores if limit_us == "max" else max(1, min(cores, int(limit_us) // int(period_us)))
+
+
+def default_workers() -> int:
+    """Return one worker per core but one, at least two: while one that died is replaced, the other goes on."""
+    quota = CPU_QUOTA.read_text() if CPU_QUOTA.exists() else "max"
+    return min(MAX_DEFAULT_WORKERS, max(MIN_DEFAULT_WORKERS, usable_cpus(quota) - 1))
 
 
 class Settings(BaseSettings):
-    """Settings of one gateway process. Each field says why you would change it."""
+    """Settings of one gateway. Each field says why you would change it."""
 
     model_config = SettingsConfigDict(env_prefix="SAM_", frozen=True, extra="ignore")
 
@@ -20,6 +39,19 @@ class Settings(BaseSettings):
     grpc_port: int = Field(default=50051, ge=1, le=65535, description="Change it when something else has the port.")
     metrics_port: int = Field(
         default=9464, ge=1, le=65535, description="Prometheus scrapes /metrics here, apart from traffic."
+    )
+    workers: int = Field(
+        default_factory=default_workers,
+        ge=1,
+        le=64,
+        description="Processes that share the HTTP and gRPC ports; by default one per core but one, 2 to 8. "
+        "More when the gateway, not the model, is the limit (3 to 5 ms of a core per prompt); fewer to save memory.",
+    )
+    grpc_connection_age_s: float = Field(
+        default=300.0,
+        gt=0,
+        le=86400,
+        description="gRPC connections are renewed at this age (+-10 %), without losing a call, to spread over workers.",
     )
 
     triton_url: str = Field(
@@ -34,11 +66,42 @@ class Settings(BaseSettings):
         default="model_repository/cpu", description="Embedded mode: the folder the local Triton serves."
     )
 
-    cache_bytes: int = Field(
-        default=512 * MIB,
-        ge=MIB,
-        description="Bytes of embeddings to keep, least recently used dropped first. A ViT embedding is 2 MiB.",
+    triton_transport: Literal["shm", "inline"] = Field(
+        default="shm", description="inline when Triton runs on another machine: embeddings travel in the messages."
     )
+
+    cache_bytes: int = Field(
+        default=256 * MIB,
+        ge=MIB,
+        description="Bytes of shared memory for embeddings, allocated at start. A ViT embedding is 2 MiB.",
+    )
+    cache_ttl_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="Drop embeddings this long after they were made; 0 keeps them while there is room.",
+    )
+    redis_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="redis://, rediss:// or unix:// of a Redis or Valkey that replicas share as a second level. Empty: "
+        "each keeps its own embeddings only.",
+    )
+    tenant_cache_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="The part of the cache that one tenant may fill, so that others keep theirs.",
+    )
+    cache_secret: SecretStr = Field(
+        default=SecretStr(""),
+        max_length=64,
+        description="Keys the names of cached images and their MACs. Needed, and the same for all, with SAM_REDIS_URL.",
+    )
+    api_keys: SecretStr = Field(
+        default=SecretStr(""),
+        description="name:<SHA-256 of the key> of each tenant, separated by commas; give a tenant two to rotate. "
+        "Empty: anybody may call, as one anonymous tenant.",
+    )
+
     max_image_bytes: int = Field(default=32 * MIB, ge=1, description="Larger uploads are refused while they arrive.")
     max_image_pixels: int = Field(
         default=64_000_000,
@@ -54,7 +117,7 @@ class Settings(BaseSettings):
     max_concurrency: int = Field(
         default=64,
         ge=1,
-        description="Requests worked on at once; as many again may wait, the rest is refused as overloaded.",
+        description="Requests a worker works on at once; as many again may wait, the rest is refused as overloaded.",
     )
     drain_s: float = Field(
         default=20.0,
@@ -64,3 +127,20 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Verbosity of the log.")
     log_format: Literal["console", "json"] = Field(default="console", description="json for log collectors.")
+
+    @model_validator(mode="after")
+    def _redis_needs_a_secret(self) -> Self:
+        if self.redis_url.get_secret_value() and not self.cache_secret.get_secret_value():
+            raise ValueError("SAM_REDIS_URL needs SAM_CACHE_SECRET, the same for all replicas")
+        return self
+
+    @property
+    def arena_name(self) -> str:
+        """Name of the shared-memory arena: one a gateway, found again by the next one on the same port."""
+        return f"sam-{self.http_port}"
+
+    @field_validator("api_keys")
+    @classmethod
+    def _api_keys_parse(cls, value: SecretStr) -> SecretStr:
+        parse_api_keys(value.get_secret_value())
+        return value

@@ -24,6 +24,7 @@ STATUS: dict[type[errors.SegmentError], Status] = {
     errors.UnsupportedImageError: Status(415, StatusCode.INVALID_ARGUMENT, "unsupported_image"),
     errors.ImageTooLargeError: Status(413, StatusCode.INVALID_ARGUMENT, "image_too_large"),
     errors.DigestMismatchError: Status(412, StatusCode.FAILED_PRECONDITION, "digest_mismatch"),
+    errors.UnauthenticatedError: Status(401, StatusCode.UNAUTHENTICATED, "unauthenticated"),
     errors.OverloadedError: Status(429, StatusCode.RESOURCE_EXHAUSTED, "overloaded", retry_after_s=1),
     errors.DeadlineExceededError: Status(504, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded"),
     errors.ModelUnavailableError: Status(503, StatusCode.UNAVAILABLE, "model_unavailable", retry_after_s=2),

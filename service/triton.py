@@ -2,16 +2,21 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from math import prod
+from typing import Any
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from service.answers import Model
-from service.cache.embeddings import Embedding
+from service.cache.answer_slots import AnswerSlots
+from service.cache.arena import Location, Region
+from service.cache.contract import Embedding
 from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError, SegmentError
 from service.image import EncoderInput
 from service.prompt import PromptBatch
@@ -23,6 +28,7 @@ from service.tensors import (
     IMAGE,
     IOU_SCORES,
     LOW_RES_MASKS,
+    MASKS_PER_PROMPT,
     PARAMETER_DIGEST,
     PARAMETER_MODEL,
     PATCH_SIZE,
@@ -43,13 +49,23 @@ CHANNEL_ARGUMENTS = [
 
 QUEUE_FULL = "Exceeds maximum queue size"
 QUEUE_TIMEOUT = "Request timeout expired"
+REGION_MISSING = "Unable to find shared memory region"
+
+DTYPES = {"TYPE_FP16": "float16", "TYPE_FP32": "float32"}
 
 
 class TritonBackend:
-    """A `service.segmenter.Backend` that sends tensors in-band to the Triton at `url` ("host:port")."""
+    """A `service.segmenter.Backend` that reaches the Triton at `url` ("host:port") over gRPC.
 
-    def __init__(self, url: str) -> None:
+    Embeddings that lie in shared memory are passed by reference; others, and all when `shared_memory` is False (Triton
+    on another machine), travel in the messages.
+    """
+
+    def __init__(self, url: str, *, shared_memory: bool) -> None:
         self._client = InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
+        self._shared_memory = shared_memory
+        self._region: Region | None = None
+        self._answers: AnswerSlots | None = None
 
     async def close(self) -> None:
         """Close the channel."""
@@ -58,44 +74,111 @@ class TritonBackend:
     async def describe(self, timeout_s: float) -> Model:
         """Return the model, read from the configurations of encoder and decoder, which must agree."""
         with _translated():
-            configs = [
+            encoder, decoder = [
                 (await self._client.get_model_config(name, as_json=True, client_timeout=timeout_s))["config"]
                 for name in (ENCODER_MODEL, DECODER_MODEL)
             ]
-        encoder, decoder = (_model_from_config(config) for config in configs)
-        if encoder != decoder:
+        if encoder.get("parameters") != decoder.get("parameters"):
             raise ModelUnavailableError("encoder and decoder come from different exports; export both together")
-        return encoder
+        return _model_from_config(encoder)
 
-    async def encode(self, image: EncoderInput, timeout_s: float) -> Embedding:
-        """Return the encoder's outputs by name, without the batch axis."""
-        tensors: dict[str, NDArray[np.generic]] = {
-            IMAGE: image.pixels,
-            VALID_SIZE: np.array(image.valid_size, np.int32),
-        }
-        return await self._infer(ENCODER_MODEL, tensors, [EMBEDDING], timeout_s)
+    async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:
+        """Register the arena with Triton; arenas that this one replaces are unregistered."""
+        if not self._shared_memory:
+            return
+        self._region, self._answers = region, answers
+        with _translated():
+            status = await self._client.get_system_shared_memory_status(as_json=True, client_timeout=timeout_s)
+            registered = set(status.get("regions", {}))
+            replaced = {name for name in registered - {region.name} if name.split(".")[0] == region.name.split(".")[0]}
+            for name in replaced:
+                await self._client.unregister_system_shared_memory(name, client_timeout=timeout_s)
+            if region.name not in registered:
+                await self._register(region, timeout_s)
+
+    async def _register(self, region: Region, timeout_s: float) -> None:
+        try:
+            await self._client.register_system_shared_memory(
+                region.name, region.key, region.nbytes, client_timeout=timeout_s
+            )
+        except InferenceServerException as error:
+            if str(error.status()) != "StatusCode.ALREADY_EXISTS":  # another worker was quicker
+                raise
+
+    async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:
+        """Have Triton write the encoder's outputs into `destination`."""
+        inputs = [_input(IMAGE, image.pixels), _input(VALID_SIZE, np.array(image.valid_size, np.int32))]
+        location = self._shared(destination)
+        outputs = [InferRequestedOutput(name) for name in destination.tensors]
+        if location is not None:
+            for output in outputs:
+                nbytes = destination.tensors[output.name()].nbytes
+                output.set_shared_memory(location.region.name, nbytes, location.offsets[output.name()])
+        answer = await self._infer(ENCODER_MODEL, inputs, outputs, timeout_s)
+        if location is None:
+            for name, tensor in destination.tensors.items():
+                np.copyto(tensor, answer.as_numpy(name)[0])
 
     async def decode(self, embedding: Embedding, batch: PromptBatch, timeout_s: float) -> DecoderOutput:
         """Return low-res masks and scores of all P prompts of the batch, padding included."""
-        tensors = {**embedding, POINT_COORDS: batch.coords, POINT_LABELS: batch.labels}
-        answer = await self._infer(DECODER_MODEL, tensors, [LOW_RES_MASKS, IOU_SCORES], timeout_s)
-        return DecoderOutput(answer[LOW_RES_MASKS], answer[IOU_SCORES])  # type: ignore[arg-type] # the contract's dtypes
+        inputs = [_input(POINT_COORDS, batch.coords), _input(POINT_LABELS, batch.labels)]
+        location = self._shared(embedding)
+        for name, tensor in embedding.tensors.items():
+            inputs.append(_input(name, tensor, location))
+        side = 4 * next(iter(embedding.tensors.values())).shape[-1]
+        masks, scores = await self._masks(inputs, (len(batch.labels), MASKS_PER_PROMPT, side, side), timeout_s)
+        return DecoderOutput(masks, scores)
+
+    async def _masks(
+        self, inputs: list[InferInput], shape: tuple[int, ...], timeout_s: float
+    ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+        """Run the decoder; its masks, FP16 of `shape`, come through shared memory if there is a slot for them."""
+        outputs = [InferRequestedOutput(LOW_RES_MASKS), InferRequestedOutput(IOU_SCORES)]
+        nbytes = prod(shape) * np.dtype(np.float16).itemsize
+        answers = self._answers
+        slot = answers.take(nbytes) if answers else None
+        if answers is None or slot is None:
+            answer = await self._infer(DECODER_MODEL, inputs, outputs, timeout_s)
+            return answer.as_numpy(LOW_RES_MASKS)[0], answer.as_numpy(IOU_SCORES)[0]
+        outputs[0].set_shared_memory(slot.region.name, nbytes, slot.offset)
+        try:
+            answer = await self._infer(DECODER_MODEL, inputs, outputs, timeout_s)
+        except BaseException:
+            answers.give_back(slot, late=True)
+            raise
+        masks = answers.read(slot, nbytes).view(np.float16).reshape(shape)
+        answers.give_back(slot, late=False)
+        return masks, answer.as_numpy(IOU_SCORES)[0]
+
+    def _shared(self, embedding: Embedding) -> Location | None:
+        return embedding.location if self._shared_memory else None
 
     async def _infer(
-        self, model: str, tensors: Mapping[str, NDArray[np.generic]], outputs: list[str], timeout_s: float
-    ) -> dict[str, NDArray[np.generic]]:
-        """Run one item of a batch: add the batch axis, send, and take it off again."""
-        inputs = []
-        for name, tensor in tensors.items():
-            inputs.append(InferInput(name, [1, *tensor.shape], np_to_triton_dtype(tensor.dtype)))
-            inputs[-1].set_data_from_numpy(tensor[np.newaxis])
-        requested = [InferRequestedOutput(name) for name in outputs]
+        self, model: str, inputs: list[InferInput], outputs: list[InferRequestedOutput], timeout_s: float
+    ) -> InferResult:
+        """Run one item of a batch; a Triton that started anew is told of the arena again, once."""
+        # `timeout` (microseconds) ends the wait in Triton's queue, `client_timeout` the call.
+        call = partial(
+            self._client.infer, model, inputs, outputs=outputs, timeout=int(timeout_s * 1e6), client_timeout=timeout_s
+        )
         with _translated():
-            # `timeout` (microseconds) ends the wait in Triton's queue, `client_timeout` the call.
-            answer = await self._client.infer(
-                model, inputs, outputs=requested, timeout=int(timeout_s * 1e6), client_timeout=timeout_s
-            )
-        return {name: answer.as_numpy(name)[0] for name in outputs}
+            try:
+                return await call()
+            except InferenceServerException as error:
+                if REGION_MISSING not in str(error.message()) or self._region is None:
+                    raise
+            await self._register(self._region, timeout_s)
+            return await call()
+
+
+def _input(name: str, tensor: NDArray[np.generic], location: Location | None = None) -> InferInput:
+    """Return the input for one item of a batch, by reference if it has a location."""
+    made = InferInput(name, [1, *tensor.shape], np_to_triton_dtype(tensor.dtype))
+    if location is None:
+        made.set_data_from_numpy(tensor[np.newaxis])
+    else:
+        made.set_shared_memory(location.region.name, tensor.nbytes, location.offsets[name])
+    return made
 
 
 @contextmanager
@@ -119,16 +202,20 @@ def _error_from_triton(error: InferenceServerException) -> SegmentError:
     return ModelUnavailableError("the model server cannot answer at present; come back in a moment")
 
 
-def _model_from_config(config: Mapping[str, object]) -> Model:
+def _model_from_config(config: Mapping[str, Any]) -> Model:
+    """Return the model that the encoder's configuration describes."""
     try:
-        shapes = {
-            tensor["name"]: [int(side) for side in tensor["dims"]]
-            for tensor in [*config["input"], *config.get("output", [])]  # type: ignore[misc]
-        }
         parameters = config["parameters"]
-        name = parameters[PARAMETER_MODEL]["string_value"]  # type: ignore[index]
-        digest = parameters[PARAMETER_DIGEST]["string_value"]  # type: ignore[index]
-        channels, grid_size, _ = shapes[EMBEDDING]
+        tensors = {
+            output["name"]: (DTYPES[output["data_type"]], tuple(int(side) for side in output["dims"]))
+            for output in config["output"]
+        }
+        channels, grid_size, _ = tensors[EMBEDDING][1]
+        return Model(
+            name=parameters[PARAMETER_MODEL]["string_value"],
+            digest=parameters[PARAMETER_DIGEST]["string_value"],
+            geometry=Geometry(PATCH_SIZE * grid_size, grid_size, channels),
+            tensors=tensors,
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelUnavailableError("the served model is not one made by this project's export") from error
-    return Model(name, digest, Geometry(PATCH_SIZE * grid_size, grid_size, channels))

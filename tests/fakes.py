@@ -5,7 +5,10 @@ import asyncio
 import numpy as np
 
 from service.answers import Model
-from service.cache.embeddings import Embedding
+from service.cache.answer_slots import AnswerSlots
+from service.cache.arena import Region
+from service.cache.contract import Embedding
+from service.cache.index import EvictionReason
 from service.errors import SegmentError
 from service.image import EncoderInput
 from service.prompt import PromptBatch
@@ -13,6 +16,11 @@ from service.segmenter import DecoderOutput
 from service.tensors import EMBEDDING, LABEL_PADDING, MASKS_PER_PROMPT, Geometry
 
 GEOMETRY = Geometry(input_size=64, grid_size=4, channels=8)
+
+
+def fake_model(digest: str = "sha256:0") -> Model:
+    shape = (GEOMETRY.channels, GEOMETRY.grid_size, GEOMETRY.grid_size)
+    return Model("fake", digest, GEOMETRY, {EMBEDDING: ("float16", shape)})
 
 
 class FakeBackend:
@@ -23,7 +31,7 @@ class FakeBackend:
     """
 
     def __init__(self, model: Model | None = None) -> None:
-        self.model = model or Model("fake", "sha256:0", GEOMETRY)
+        self.model = model or fake_model()
         self.gate = asyncio.Event()
         self.gate.set()
         self.error: SegmentError | None = None
@@ -35,7 +43,11 @@ class FakeBackend:
         self._fail()
         return self.model
 
-    async def encode(self, image: EncoderInput, timeout_s: float) -> Embedding:  # noqa: ARG002
+    async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:  # noqa: ARG002
+        self._fail()
+        self.region = region
+
+    async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:  # noqa: ARG002
         self.encodes += 1
         self._fail()
         try:
@@ -43,9 +55,7 @@ class FakeBackend:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        geometry = self.model.geometry
-        shape = (geometry.channels, geometry.grid_size, geometry.grid_size)
-        return {EMBEDDING: np.full(shape, image.pixels.mean(), np.float16)}
+        np.copyto(destination.tensors[EMBEDDING], np.float16(image.pixels.mean()))
 
     async def decode(self, embedding: Embedding, batch: PromptBatch, timeout_s: float) -> DecoderOutput:  # noqa: ARG002
         self.decodes += 1
@@ -62,3 +72,22 @@ class FakeBackend:
     def _fail(self) -> None:
         if self.error is not None:
             raise self.error
+
+
+class Counts:
+    """An `Observer` of the cache that counts."""
+
+    def __init__(self) -> None:
+        self.evictions: list[EvictionReason] = []
+        self.joins = 0
+        self.not_kepts = 0
+
+    def evicted(self, reason: EvictionReason, age_s: float) -> None:
+        assert age_s >= 0
+        self.evictions.append(reason)
+
+    def joined(self) -> None:
+        self.joins += 1
+
+    def not_kept(self) -> None:
+        self.not_kepts += 1

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import httpx
 
+from service.cache.arena import discard_arenas
+from service.settings import default_workers
+
 ROOT = Path(__file__).parent.parent
 SHM = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 START_S = 90.0
 PORTS = ("SAM_HTTP_PORT", "SAM_GRPC_PORT", "SAM_METRICS_PORT", "SAM_TRITON_METRICS_PORT")
-
-
-def shared_memory() -> set[Path]:
-    """Return the shared-memory files that the service or its Triton could have made."""
-    return {file for file in SHM.iterdir() if file.name.startswith(("sam", "triton"))}
 
 
 def free_ports(count: int) -> list[int]:
@@ -37,9 +35,13 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_settings() -> dict[str, str]:
-    """Return `SAM_` settings with free ports."""
+    """Return `SAM_` settings with free ports, and one worker."""
     *ports, triton = free_ports(len(PORTS) + 1)
-    return {**dict(zip(PORTS, map(str, ports), strict=True)), "SAM_TRITON_URL": f"127.0.0.1:{triton}"}
+    return {
+        **dict(zip(PORTS, map(str, ports), strict=True)),
+        "SAM_TRITON_URL": f"127.0.0.1:{triton}",
+        "SAM_WORKERS": "1",
+    }
 
 
 def descendants_of(pid: int) -> list[int]:
@@ -60,6 +62,18 @@ def descendants_of(pid: int) -> list[int]:
     return found
 
 
+def sockets_of(pid: int, port: int, state: str) -> int:
+    """Return how many IPv4 or IPv6 sockets of `pid` on local `port` are in `state` (0A listening, 01 established)."""
+    inodes = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            inodes.add(str(fd.readlink()).removeprefix("socket:[").removesuffix("]"))
+        except OSError:
+            continue
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return sum(line[3] == state and line[1].endswith(f":{port:04X}") and line[9] in inodes for line in lines)
+
+
 @dataclass
 class RunningService:
     """A gateway process, its settings and its log."""
@@ -75,6 +89,14 @@ class RunningService:
     def grpc_address(self) -> str:
         return f"127.0.0.1:{self.settings['SAM_GRPC_PORT']}"
 
+    @property
+    def arena_name(self) -> str:
+        return f"sam-{self.settings['SAM_HTTP_PORT']}"
+
+    def shared_memory(self) -> list[Path]:
+        """Return the shared-memory files of this service and its Triton."""
+        return [*SHM.glob(f"{self.arena_name}.*"), *SHM.glob(f"sam_triton_{self.process.pid}_*")]
+
     def metrics(self) -> dict[str, float]:
         """Return the gateway's samples by name and labels, e.g. 'sam_requests_total{outcome="ok",...}'."""
         return samples(f"http://127.0.0.1:{self.settings['SAM_METRICS_PORT']}/metrics")
@@ -85,6 +107,20 @@ class RunningService:
 
     def triton_count(self, model: str, name: str = "nv_inference_count") -> float:
         return self.triton_metrics()[f'{name}{{model="{model}",version="1"}}']
+
+    def listeners(self, setting: str = "SAM_GRPC_PORT") -> set[int]:
+        """Return the pids of the workers that take connections on a port: each does when it is ready."""
+        port = int(self.settings[setting])
+        return {pid for pid in self.worker_pids() if sockets_of(pid, port, "0A")}
+
+    def worker_pids(self) -> list[int]:
+        """Return the pids of the worker processes, by index."""
+        found = {}
+        for pid in descendants_of(self.process.pid):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"service.worker" in words:
+                found[int(words[words.index(b"service.worker") + 1])] = pid
+        return [found[index] for index in sorted(found)]
 
     def wait_for(self, path: str, status: int) -> None:
         """Return when `path` answers `status`; fail with the exit code if the process ends first."""
@@ -99,6 +135,14 @@ class RunningService:
                 pass
             time.sleep(0.05)
         raise AssertionError(f"{path} did not answer {status} within {START_S} s")
+
+    def wait_for_workers(self) -> None:
+        """Return when every worker takes connections: until then, canaries of theirs reach Triton at any time."""
+        count = int(self.settings.get("SAM_WORKERS", default_workers()))
+        deadline = time.monotonic() + START_S
+        while len(self.listeners()) < count:
+            assert time.monotonic() < deadline, f"{count} workers did not get ready within {START_S} s"
+            time.sleep(0.05)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, wait, and return the exit code."""
@@ -115,10 +159,14 @@ class RunningService:
 
     @classmethod
     @contextmanager
-    def launch(cls, *, embedded: bool = True, expected_code: int = 0, **settings: str) -> Iterator["RunningService"]:
-        """Run the service for the block, ready or not; afterwards nothing of it is left, or the test fails."""
+    def launch(
+        cls, *, embedded: bool = True, expected_code: int = 0, keep_cache: bool = False, **settings: str
+    ) -> Iterator["RunningService"]:
+        """Run the service for the block, ready or not; afterwards nothing of it is left, or the test fails.
+
+        With `keep_cache` the next one with the same settings finds the embeddings.
+        """
         merged = {**free_settings(), "SAM_LOG_LEVEL": "warning", **settings}
-        shm_before = shared_memory()
         command = [sys.executable, "-m", "service", *(["--embedded"] if embedded else [])]
         process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, **merged}, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -130,6 +178,8 @@ class RunningService:
         finally:
             children = descendants_of(process.pid)
             code = running.stop()
+            if (not embedded or code < 0) and not keep_cache:  # the cache outlives a gateway on purpose
+                discard_arenas(running.arena_name)
             if process.stdout:
                 process.stdout.close()
             left = [pid for pid in children if Path(f"/proc/{pid}").exists()]
@@ -137,7 +187,7 @@ class RunningService:
                 os.kill(pid, signal.SIGKILL)
             assert code == expected_code, f"the service ended with {code}"
             assert not left, "processes left behind"
-            assert not shared_memory() - shm_before, "shared memory left behind"
+            assert keep_cache or not running.shared_memory(), "shared memory left behind"
 
     @classmethod
     @contextmanager
@@ -145,6 +195,7 @@ class RunningService:
         """Run the service for the block, which begins when it is ready."""
         with cls.launch(embedded=embedded, **settings) as running:
             running.wait_for("/readyz", httpx.codes.OK)
+            running.wait_for_workers()
             yield running
 
 

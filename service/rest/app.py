@@ -10,6 +10,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.auth import Authoriser
 from service.errors import InvalidPromptError, SegmentError
 from service.image import too_many_bytes
 from service.logs import log_failure
@@ -27,7 +28,7 @@ MULTIPART_OVERHEAD_BYTES = 1024 * 1024
 OUTCOME = "sam.outcome"  # where the error handlers leave the reason for the middleware
 
 
-def create_app(segmenter: Segmenter, metrics: Metrics) -> FastAPI:
+def create_app(segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics) -> FastAPI:
     """Return the application around one core."""
     app = FastAPIOffline(
         title="Segment Anything",
@@ -36,6 +37,7 @@ def create_app(segmenter: Segmenter, metrics: Metrics) -> FastAPI:
         version="1",
     )
     app.state.segmenter = segmenter
+    app.state.authoriser = authoriser
     app.include_router(router)
     app.include_router(health)
     app.add_exception_handler(SegmentError, _on_error)

@@ -27,6 +27,8 @@ def problem_from_error(error: BaseException) -> JSONResponse:
     status = status_of(error)
     field = error.field if isinstance(error, SegmentError) else ""
     headers = {} if status.retry_after_s is None else {"retry-after": f"{status.retry_after_s:g}"}
+    if status.http == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
     return problem(status.http, status.reason, message_of(error), field=field, headers=headers)
 
 

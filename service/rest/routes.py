@@ -1,17 +1,21 @@
 """The HTTP routes. A handler converts in, calls the `Segmenter`, converts out."""
 
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Header, Path, Request, Response, UploadFile
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
+from service.answers import ImageRef
 from service.errors import InvalidImageIdError, InvalidPromptError
 from service.image import too_many_bytes
 from service.rest import schemas
 from service.rest.problems import PROBLEMS, problem_from_validation
 from service.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from service.auth import Authoriser
 
 router = APIRouter(responses=PROBLEMS)
 health = APIRouter()
@@ -32,16 +36,29 @@ def segmenter_of(request: Request) -> Segmenter:
     return segmenter
 
 
-def image_id_of(
+def tenant_of(
+    request: Request,
+    authorization: Annotated[str | None, Header(description="`Bearer <key>`, where the server asks for keys.")] = None,
+) -> str:
+    """Return the caller's tenant."""
+    authoriser: Authoriser = request.app.state.authoriser
+    return authoriser.tenant_of(authorization)
+
+
+Tenant = Annotated[str, Depends(tenant_of)]
+
+
+def image_ref_of(
+    tenant: Tenant,
     image_id: Annotated[str, Path(description="Your name for the image: A-Z a-z 0-9 . _ : @ = + -, at most 128.")],
     x_image_id: Annotated[
         str | None, Header(description="The same id, for load balancers that hash on a header; optional.")
     ] = None,
-) -> str:
-    """Return the id of the path; a header, when there is one, must agree."""
+) -> ImageRef:
+    """Return the image the path names; a header, when there is one, must agree."""
     if x_image_id not in (None, image_id):
         raise InvalidImageIdError("the header x-image-id names another image than the path", field="x-image-id")
-    return image_id
+    return ImageRef(tenant, image_id)
 
 
 def deadline_of(
@@ -60,7 +77,7 @@ def deadline_of(
 
 
 Core = Annotated[Segmenter, Depends(segmenter_of)]
-ImageId = Annotated[str, Depends(image_id_of)]
+Ref = Annotated[ImageRef, Depends(image_ref_of)]
 Deadline = Annotated[float | None, Depends(deadline_of)]
 IfMatch = Annotated[str | None, Header(description="Answer only if the cached image has this ETag.")]
 
@@ -76,10 +93,10 @@ IfMatch = Annotated[str | None, Header(description="Answer only if the cached im
     openapi_extra=BINARY_BODY,
 )
 async def put_image(
-    image_id: ImageId, request: Request, response: Response, core: Core, deadline_s: Deadline
+    ref: Ref, request: Request, response: Response, core: Core, deadline_s: Deadline
 ) -> schemas.EmbedAnswer:
     """Encode the body and keep its embedding, so that every further prompt skips the encoder."""
-    result = await core.embed(image_id, await _body(request, core.limits.max_bytes), deadline_s)
+    result = await core.embed(ref, await _body(request, core.limits.max_bytes), deadline_s)
     response.status_code = 201 if result.created else 200
     response.headers["etag"] = f'"{result.image.digest}"'
     return schemas.EmbedAnswer(
@@ -91,27 +108,27 @@ async def put_image(
     "/v1/images/{image_id}", methods=["HEAD"], summary="Whether an image is cached", include_in_schema=False
 )
 @router.get("/v1/images/{image_id}", summary="What is known of a cached image")
-async def get_image(image_id: ImageId, response: Response, core: Core) -> schemas.ImageBody:
+async def get_image(ref: Ref, response: Response, core: Core) -> schemas.ImageBody:
     """Answer 404 `image_not_cached` when the embedding is gone."""
-    image = core.image(image_id)
+    image = await core.image(ref)
     response.headers["etag"] = f'"{image.digest}"'
     return schemas.ImageBody(**schemas.image_body(image))
 
 
 @router.delete("/v1/images/{image_id}", summary="Forget an image", status_code=204)
-async def delete_image(image_id: ImageId, core: Core) -> None:
+async def delete_image(ref: Ref, core: Core) -> None:
     """Drop the embedding."""
-    core.delete(image_id)
+    core.delete(ref)
 
 
 @router.post(
     "/v1/images/{image_id}/masks", summary="Masks for prompts on a cached image", response_model_exclude_none=True
 )
 async def segment(
-    image_id: ImageId, body: schemas.SegmentBody, core: Core, deadline_s: Deadline, if_match: IfMatch = None
+    ref: Ref, body: schemas.SegmentBody, core: Core, deadline_s: Deadline, if_match: IfMatch = None
 ) -> schemas.SegmentAnswer:
     """Run the decoder only. 404 `image_not_cached` when the embedding is gone: PUT the bytes again."""
-    result = await core.segment(image_id, body.to_request(_tag(if_match)), deadline_s)
+    result = await core.segment(ref, body.to_request(_tag(if_match)), deadline_s)
     return schemas.answer_from_result(result)
 
 
@@ -120,6 +137,7 @@ async def segment_bytes(
     image: Annotated[UploadFile, File(description="The bytes of a JPEG, PNG or WebP still image.")],
     request: Annotated[str, Form(description="JSON of the same form as the body of `/v1/images/{image_id}/masks`.")],
     core: Core,
+    tenant: Tenant,
     deadline_s: Deadline,
     x_image_id: Annotated[str, Header(description="Cache under this id; else under the content digest.")] = "",
 ) -> schemas.SegmentAnswer:
@@ -128,12 +146,12 @@ async def segment_bytes(
         body = schemas.SegmentBody.model_validate_json(request)
     except ValidationError as error:
         raise problem_from_validation(error.errors()) from error
-    result = await core.segment_bytes(await image.read(), body.to_request(), x_image_id, deadline_s)
+    result = await core.segment_bytes(ImageRef(tenant, x_image_id), await image.read(), body.to_request(), deadline_s)
     return schemas.answer_from_result(result)
 
 
 @router.get("/v1/model", summary="The model being served")
-async def get_model(core: Core) -> schemas.ModelBody:
+async def get_model(core: Core, _: Tenant) -> schemas.ModelBody:
     """Name, digest and geometry."""
     return schemas.model_body(core.model)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.answers import ImageRecord, Model, SegmentRequest, SegmentResult, Timings
-from service.cache.embeddings import CacheLevel
+from service.cache.contract import CacheLevel
 from service.mask import Mask, MaskFormat
 from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt
 

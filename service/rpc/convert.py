@@ -3,7 +3,7 @@
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from service.answers import EmbedResult, ImageRecord, Model, SegmentRequest, SegmentResult, Timings
-from service.cache.embeddings import CacheLevel
+from service.cache.contract import CacheLevel
 from service.errors import InvalidPromptError
 from service.mask import Mask, MaskFormat
 from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt
@@ -14,7 +14,11 @@ FORMATS = {
     pb.MASK_FORMAT_RLE: MaskFormat.RLE,
     pb.MASK_FORMAT_PNG: MaskFormat.PNG,
 }
-LEVELS = {CacheLevel.MEMORY: pb.CACHE_LEVEL_MEMORY, CacheLevel.MISS: pb.CACHE_LEVEL_MISS}
+LEVELS = {
+    CacheLevel.MEMORY: pb.CACHE_LEVEL_MEMORY,
+    CacheLevel.MISS: pb.CACHE_LEVEL_MISS,
+    CacheLevel.REDIS: pb.CACHE_LEVEL_REDIS,
+}
 
 
 def request_from_pb(message: pb.SegmentRequest) -> SegmentRequest:

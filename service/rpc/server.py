@@ -7,6 +7,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from service.auth import Authoriser
 from service.errors import StartError
 from service.metrics import Metrics
 from service.rpc.interceptors import RequestObserver
@@ -20,33 +21,57 @@ MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 
 
 class RpcServer:
-    """gRPC on `host`:`port`; `set_ready` is what health checks tell."""
+    """gRPC on `host`:`port`, shared with other workers; `set_ready` is what health checks tell.
 
-    def __init__(self, segmenter: Segmenter, metrics: Metrics, host: str, port: int) -> None:
+    A client's connection stays with the worker that accepted it. So that connections spread over the workers, replaced
+    ones too, each is closed at an age of `connection_age_s` (gRPC itself adds a jitter of +-10 %): the client is told,
+    opens the next one, and calls under way have another `connection_grace_s`.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it is composed of, by name
+        self,
+        segmenter: Segmenter,
+        authoriser: Authoriser,
+        metrics: Metrics,
+        *,
+        host: str,
+        port: int,
+        connection_age_s: float = 300.0,
+        connection_grace_s: float = 30.0,
+    ) -> None:
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._ready = False
         self._health = HealthServicer()
         self._server: Any = grpc.aio.server(
             interceptors=[RequestObserver(metrics)],
             options=[
-                ("grpc.so_reuseport", 0),  # else a second server on a taken port starts, and shares its connections
+                ("grpc.so_reuseport", 1),  # the supervisor has made sure that only workers share the port
+                ("grpc.max_connection_age_ms", round(1000 * connection_age_s)),
+                ("grpc.max_connection_age_grace_ms", round(1000 * connection_grace_s)),
                 ("grpc.max_receive_message_length", segmenter.limits.max_bytes + MESSAGE_OVERHEAD_BYTES),
             ],
         )
-        pb_grpc.add_SegmentAnythingServicer_to_server(SegmentAnythingServicer(segmenter), self._server)  # type: ignore[no-untyped-call]
+        pb_grpc.add_SegmentAnythingServicer_to_server(SegmentAnythingServicer(segmenter, authoriser), self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        try:
-            self._server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError as error:
-            raise StartError(f"gRPC cannot listen on {host}:{port}; set SAM_GRPC_PORT to a free port") from error
 
     async def start(self) -> None:
-        """Take connections; health says NOT_SERVING until told otherwise."""
-        await self.set_ready(ready=False)
+        """Take connections. Health says NOT_SERVING until told otherwise.
+
+        Raises:
+            StartError: the port is taken.
+        """
+        try:
+            self._server.add_insecure_port(self._address)  # it listens from here on: not before it can be served
+        except RuntimeError as error:
+            raise StartError(f"gRPC cannot listen on {self._address}; set SAM_GRPC_PORT to a free port") from error
+        await self.set_ready(ready=self._ready)
         await self._server.start()
 
     async def set_ready(self, *, ready: bool) -> None:
         """Tell health checks, of the server and of the service, whether prompts can be answered."""
+        self._ready = ready
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", SERVICE):
             await self._health.set(name, status)

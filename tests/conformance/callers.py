@@ -42,8 +42,9 @@ class Caller(Protocol):
 class RestCaller:
     """Over HTTP."""
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=60)
+    def __init__(self, url: str, api_key: str = "") -> None:
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._client = httpx.Client(base_url=url, timeout=60, headers=headers)
         self.code: object = None
 
     def close(self) -> None:
@@ -86,7 +87,8 @@ class RestCaller:
 class GrpcCaller:
     """Over gRPC; answers are rewritten into the HTTP API's form."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, api_key: str = "") -> None:
+        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         self._channel = grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)])
         self._stub = pb_grpc.SegmentAnythingStub(self._channel)
         self.code: object = None
@@ -142,7 +144,7 @@ class GrpcCaller:
 
     def _call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:  # noqa: ANN401 - by method
         try:
-            answer = getattr(self._stub, method)(request, timeout=timeout_s)
+            answer = getattr(self._stub, method)(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             self.code = error.code()
             return _failure(error)

@@ -11,7 +11,9 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.auth import Authoriser
 from service.cache.embeddings import EmbeddingCache
+from service.cache.index import Limits
 from service.image import ImageLimits
 from service.metrics import Metrics
 from service.permits import Permits
@@ -20,6 +22,7 @@ from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from service.rpc.server import RpcServer
 from service.segmenter import Segmenter
+from tests.arenas import arena_name
 from tests.conformance.callers import Failure, GrpcCaller, RestCaller
 from tests.fakes import FakeBackend
 from tests.running import RunningService, free_ports
@@ -29,7 +32,7 @@ CLICK = {"prompts": [{"points": [[1, 1, 1]]}]}
 
 def test_a_frozen_triton_costs_deadlines_then_refusals_and_recovers_by_itself(cat: bytes) -> None:
     """Each request ends at its deadline; beyond the waiting room it is refused at once."""
-    with RunningService.start(SAM_MAX_CONCURRENCY="1", SAM_LOG_LEVEL="error") as service:
+    with RunningService.start(SAM_WORKERS="1", SAM_MAX_CONCURRENCY="1", SAM_LOG_LEVEL="error") as service:
         callers = [RestCaller(service.url), GrpcCaller(service.grpc_address)]
         callers[0].embed("cat", cat)
         os.kill(service.triton_pid(), signal.SIGSTOP)
@@ -64,7 +67,8 @@ def test_without_triton_the_gateway_lives_is_not_ready_and_says_why() -> None:
 def test_an_unknown_error_tells_clients_nothing_over_either_transport(
     cat: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    http, rpc = asyncio.run(_embed_with_a_broken_backend(cat))
+    with arena_name() as name:
+        http, rpc = asyncio.run(_embed_with_a_broken_backend(cat, name))
     assert (http.status_code, http.json()["reason"]) == (500, "internal")
     assert rpc.code() is grpc.StatusCode.INTERNAL
     assert rpc.details() == http.json()["detail"]
@@ -72,23 +76,24 @@ def test_an_unknown_error_tells_clients_nothing_over_either_transport(
     assert "secret" in caplog.text
 
 
-async def _embed_with_a_broken_backend(photo: bytes) -> tuple[httpx.Response, grpc.aio.AioRpcError]:
+async def _embed_with_a_broken_backend(photo: bytes, name: str) -> tuple[httpx.Response, grpc.aio.AioRpcError]:
     backend, metrics = FakeBackend(), Metrics(CollectorRegistry())
     segmenter = Segmenter(
         backend=backend,
-        cache=EmbeddingCache(1_000_000),
+        cache=EmbeddingCache(name=name, max_bytes=1_000_000, limits=Limits(60, 0), observer=metrics),
         permits=Permits(1),
         limits=ImageLimits(1_000_000, 1_000_000),
         max_deadline_s=5,
+        secret=b"",
         on_done=metrics.observe,
     )
     await segmenter.probe(1)
     backend.error = RuntimeError("secret /etc/path")  # type: ignore[assignment] # what no backend may raise
     (port,) = free_ports(1)
-    server = RpcServer(segmenter, metrics, "127.0.0.1", port)
+    server = RpcServer(segmenter, Authoriser({}), metrics, host="127.0.0.1", port=port)
     await server.start()
     try:
-        transport = httpx.ASGITransport(create_app(segmenter, metrics), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(create_app(segmenter, Authoriser({}), metrics), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             http = await client.put("/v1/images/a", content=photo)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

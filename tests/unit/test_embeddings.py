@@ -1,151 +1,311 @@
-import asyncio
-from collections.abc import Awaitable, Callable
+"""The cache of one worker, and of several that share an arena."""
 
-import numpy as np
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import contextmanager
+
 import pytest
 
-from service.cache.embeddings import CachedImage, CacheLevel, EmbeddingCache, cache_key
-from service.errors import ModelUnavailableError
+from service.cache.contract import CacheLevel, Embedding, Prepared, Wanted
+from service.cache.embeddings import EmbeddingCache, cache_key
+from service.cache.index import EvictionReason, Limits
+from service.errors import ModelUnavailableError, OverloadedError
+from tests.arenas import arena_name
+from tests.fakes import Counts
+
+TENSORS = {"embedding": ("float16", (8, 4, 4))}
+UNLEASED = Limits(claim_s=60, lease_s=0)
+SMALL_BYTES = 1  # as few slots as there can be: four
 
 
-def image(digest: str = "d", nbytes: int = 100) -> CachedImage:
-    return CachedImage("id", digest, (1, 1), (1, 1), {"embedding": np.zeros(nbytes, np.uint8)})
+class Encoder:
+    """Prepares images whose embedding is a number; counts encodes, and may be told to wait or to fail."""
+
+    def __init__(self) -> None:
+        self.encodes = 0
+        self.cancelled = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+
+    def image(self, value: float) -> Callable[[], Awaitable[Prepared]]:
+        async def encode(destination: Embedding) -> None:
+            self.encodes += 1
+            try:
+                await self.gate.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+            if self.error is not None:
+                raise self.error
+            destination.tensors["embedding"][:] = value
+
+        async def prepare() -> Prepared:
+            await asyncio.sleep(0.001)
+            return Prepared((10, 20), (5, 10), encode)
+
+        return prepare
 
 
-def encoder(answer: CachedImage, calls: list[str]) -> Callable[[], Awaitable[CachedImage]]:
-    async def encode() -> CachedImage:
-        calls.append(answer.digest)
-        await asyncio.sleep(0.01)
-        return answer
+class Workers:
+    """Two caches on one arena, as two workers have."""
 
-    return encode
-
-
-def test_the_key_separates_models_and_images() -> None:
-    keys = {cache_key(*parts) for parts in (("a", "b"), ("ab", ""), ("a", "c"), ("c", "b"), ("", "ab"))}
-    assert len(keys) == 5
+    def __init__(self, name: str, limits: Limits, max_bytes: int) -> None:
+        self.counts = Counts()
+        self.caches = [
+            EmbeddingCache(name=name, max_bytes=max_bytes, limits=limits, observer=self.counts) for _ in range(2)
+        ]
+        self.encoder = Encoder()
 
 
-def test_a_second_request_for_the_same_bytes_encodes_nothing() -> None:
-    async def scenario() -> None:
-        cache, calls = EmbeddingCache(1000), []
-        assert (await cache.get_or_encode(b"k", "d", encoder(image(), calls)))[1] is CacheLevel.MISS
-        assert (await cache.get_or_encode(b"k", "d", encoder(image(), calls)))[1] is CacheLevel.MEMORY
-        assert calls == ["d"]
+def run(
+    scenario: Callable[[Workers], Coroutine[None, None, None]],
+    limits: Limits = UNLEASED,
+    max_bytes: int = 1_000_000,
+) -> None:
+    async def opened(name: str) -> None:
+        workers = Workers(name, limits, max_bytes)
+        for cache in workers.caches:
+            await cache.open("model", TENSORS)
+        try:
+            await asyncio.wait_for(scenario(workers), 20)
+        finally:
+            for cache in workers.caches:
+                cache.close()
 
-    asyncio.run(scenario())
-
-
-def test_other_bytes_under_the_same_id_replace_the_old_ones() -> None:
-    async def scenario() -> None:
-        cache, calls = EmbeddingCache(1000), []
-        await cache.get_or_encode(b"k", "old", encoder(image("old"), calls))
-        await cache.get_or_encode(b"k", "new", encoder(image("new"), calls))
-        assert cache.peek(b"k").digest == "new"
-        assert (len(cache), cache.nbytes) == (1, 100)
-
-    asyncio.run(scenario())
+    with arena_name() as name:
+        asyncio.run(opened(name))
 
 
-def test_a_hundred_callers_of_one_cold_image_cost_one_encode() -> None:
-    async def scenario() -> None:
-        cache, calls = EmbeddingCache(1000), []
-        answers = await asyncio.gather(*(cache.get_or_encode(b"k", "d", encoder(image(), calls)) for _ in range(100)))
-        assert calls == ["d"]
+def wanted(name: str = "a", digest: str | None = "d") -> Wanted:
+    return Wanted(cache_key(b"", "t", "model", name), "t", name, digest)
+
+
+def test_the_key_separates_secrets_tenants_models_and_images() -> None:
+    parts = [
+        (b"", "a", "b", "c"),
+        (b"s", "a", "b", "c"),
+        (b"", "ab", "", "c"),
+        (b"", "a", "bc", ""),
+        (b"", "b", "a", "c"),
+    ]
+    assert len({cache_key(*each) for each in parts}) == len(parts)
+
+
+def test_a_second_request_for_the_same_bytes_encodes_nothing_in_either_worker() -> None:
+    async def scenario(workers: Workers) -> None:
+        first, second = workers.caches
+        image, level = await first.get_or_encode(wanted(), workers.encoder.image(7))
+        assert level is CacheLevel.MISS
+        assert (image.size, image.valid_size, image.digest) == ((10, 20), (5, 10), "d")
+        for cache in (first, second):
+            found, level = await cache.get_or_encode(wanted(), workers.encoder.image(8))
+            assert level is CacheLevel.MEMORY
+            assert (found.embedding.tensors["embedding"] == 7).all()
+            assert (await cache.find(wanted(digest=None)))[0].size == (10, 20)
+        assert workers.encoder.encodes == 1
+
+    run(scenario)
+
+
+def test_other_bytes_under_the_same_name_replace_the_old_ones() -> None:
+    async def scenario(workers: Workers) -> None:
+        first, second = workers.caches
+        await first.get_or_encode(wanted(digest="old"), workers.encoder.image(1))
+        await second.get_or_encode(wanted(digest="new"), workers.encoder.image(2))
+        image, _ = await first.find(wanted(digest=None))
+        assert image.digest == "new"
+        assert (image.embedding.tensors["embedding"] == 2).all()
+        assert first._index.count() == 1
+
+    run(scenario)
+
+
+def test_two_hundred_cold_callers_in_two_workers_cost_one_encode() -> None:
+    async def scenario(workers: Workers) -> None:
+        calls = [workers.caches[turn % 2].get_or_encode(wanted(), workers.encoder.image(3)) for turn in range(200)]
+        answers = await asyncio.gather(*calls)
+        assert workers.encoder.encodes == 1
         assert {level for _, level in answers} == {CacheLevel.MISS}
+        assert workers.counts.joins >= 198  # one of each worker starts, if both do before either has claimed
 
-    asyncio.run(scenario())
+    run(scenario)
 
 
 def test_the_leader_s_cancellation_does_not_fail_the_followers() -> None:
-    async def scenario() -> None:
-        cache, calls = EmbeddingCache(1000), []
-        leader = asyncio.create_task(cache.get_or_encode(b"k", "d", encoder(image(), calls)))
-        await asyncio.sleep(0)
-        follower = asyncio.create_task(cache.get_or_encode(b"k", "d", encoder(image(), calls)))
+    async def scenario(workers: Workers) -> None:
+        workers.encoder.gate.clear()
+        leader = asyncio.create_task(workers.caches[0].get_or_encode(wanted(), workers.encoder.image(3)))
+        await asyncio.sleep(0.02)
+        follower = asyncio.create_task(workers.caches[0].get_or_encode(wanted(), workers.encoder.image(3)))
         await asyncio.sleep(0)
         leader.cancel()
+        workers.encoder.gate.set()
         assert (await follower)[0].digest == "d"
-        assert calls == ["d"]
+        assert workers.encoder.encodes == 1
 
-    asyncio.run(scenario())
+    run(scenario)
 
 
-def test_an_encode_that_nobody_waits_for_is_cancelled_and_the_next_caller_starts_anew() -> None:
-    async def scenario() -> None:
-        cache, cancelled = EmbeddingCache(1000), []
+def test_when_one_worker_gives_up_the_other_takes_over() -> None:
+    async def scenario(workers: Workers) -> None:
+        workers.encoder.gate.clear()
+        leader = asyncio.create_task(workers.caches[0].get_or_encode(wanted(), workers.encoder.image(3)))
+        await asyncio.sleep(0.02)
+        follower = asyncio.create_task(workers.caches[1].get_or_encode(wanted(), workers.encoder.image(4)))
+        await asyncio.sleep(0.02)
+        assert workers.encoder.encodes == 1
+        leader.cancel()
+        await asyncio.gather(leader, return_exceptions=True)
+        workers.encoder.gate.set()
+        image, _ = await follower
+        assert (image.embedding.tensors["embedding"] == 4).all()
+        assert workers.encoder.cancelled == 1
 
-        async def encode() -> CachedImage:
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                cancelled.append(True)
-                raise
-            raise AssertionError
+    run(scenario)
 
-        waiting = [asyncio.create_task(cache.get_or_encode(b"k", "d", encode)) for _ in range(3)]
-        await asyncio.sleep(0.01)
+
+def test_an_encode_that_nobody_waits_for_is_cancelled() -> None:
+    async def scenario(workers: Workers) -> None:
+        workers.encoder.gate.clear()
+        waiting = [
+            asyncio.create_task(workers.caches[0].get_or_encode(wanted(), workers.encoder.image(3))) for _ in range(3)
+        ]
+        await asyncio.sleep(0.02)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        await asyncio.sleep(0)
-        assert cancelled == [True]
-        assert (await cache.get_or_encode(b"k", "d", encoder(image(), [])))[1] is CacheLevel.MISS
+        await asyncio.sleep(0.01)
+        assert workers.encoder.cancelled == 1
+        workers.encoder.gate.set()
+        assert (await workers.caches[0].get_or_encode(wanted(), workers.encoder.image(3)))[1] is CacheLevel.MISS
 
-    asyncio.run(scenario())
-
-
-def test_a_failed_encode_fails_all_who_wait_and_is_not_remembered() -> None:
-    async def scenario() -> None:
-        cache = EmbeddingCache(1000)
-
-        async def encode() -> CachedImage:
-            await asyncio.sleep(0.01)
-            raise ModelUnavailableError("away")
-
-        answers = await asyncio.gather(
-            *(cache.get_or_encode(b"k", "d", encode) for _ in range(3)), return_exceptions=True
-        )
-        assert [type(answer) for answer in answers] == [ModelUnavailableError] * 3
-        assert (await cache.get_or_encode(b"k", "d", encoder(image(), [])))[1] is CacheLevel.MISS
-
-    asyncio.run(scenario())
+    run(scenario)
 
 
-def test_the_least_recently_used_goes_first_and_bytes_stay_bounded() -> None:
-    async def scenario() -> None:
-        cache = EmbeddingCache(250)
-        for name in (b"a", b"b"):
-            await cache.get_or_encode(name, "d", encoder(image(), []))
-        cache.get(b"a")
-        await cache.get_or_encode(b"c", "d", encoder(image(), []))
-        assert cache.peek(b"b") is None
-        assert cache.peek(b"a") is not None
-        assert (cache.nbytes, len(cache), cache.evictions) == (200, 2, 1)
+@pytest.mark.parametrize("error", [ModelUnavailableError("away"), OverloadedError("full"), RuntimeError("what?")])
+def test_a_failed_encode_fails_all_who_wait_and_is_not_remembered(error: Exception) -> None:
+    async def scenario(workers: Workers) -> None:
+        workers.encoder.error = error
+        calls = [workers.caches[0].get_or_encode(wanted(), workers.encoder.image(3)) for _ in range(3)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [type(error)] * 3
+        workers.encoder.error = None
+        assert (await workers.caches[1].get_or_encode(wanted(), workers.encoder.image(3)))[1] is CacheLevel.MISS
 
-    asyncio.run(scenario())
+    run(scenario)
 
 
-def test_what_does_not_fit_at_all_is_answered_but_not_kept() -> None:
-    async def scenario() -> None:
-        cache = EmbeddingCache(50)
-        assert (await cache.get_or_encode(b"k", "d", encoder(image(), [])))[0].digest == "d"
-        assert (len(cache), cache.nbytes) == (0, 0)
+def test_the_least_recently_used_leaves_and_its_readers_notice() -> None:
+    async def scenario(workers: Workers) -> None:
+        first, second = workers.caches
+        reading, _ = await first.get_or_encode(wanted("0"), workers.encoder.image(0))
+        assert first.is_current(reading)
+        for turn in range(1, 5):
+            await second.get_or_encode(wanted(str(turn)), workers.encoder.image(turn))
+        assert not first.is_current(reading)
+        assert await first.find(wanted("0", None)) is None
+        assert workers.counts.evictions == [EvictionReason.LRU]
 
-    asyncio.run(scenario())
+    run(scenario, max_bytes=SMALL_BYTES)
+
+
+def test_when_every_slot_is_in_use_requests_are_answered_but_not_kept() -> None:
+    async def scenario(workers: Workers) -> None:
+        cache = workers.caches[0]
+        images = [(await cache.get_or_encode(wanted(str(n)), workers.encoder.image(n)))[0] for n in range(6)]
+        assert all((image.embedding.tensors["embedding"] == n).all() for n, image in enumerate(images))
+        assert [image.place is None for image in images] == [False] * 4 + [True] * 2
+        assert all(cache.is_current(image) for image in images)
+        assert workers.counts.not_kepts == 2
+        assert await cache.find(wanted("5", None)) is None
+
+    run(scenario, Limits(claim_s=60, lease_s=60), max_bytes=SMALL_BYTES)
 
 
 @pytest.mark.parametrize("when", ["before", "during"])
 def test_a_deleted_image_stays_deleted(when: str) -> None:
-    async def scenario() -> None:
-        cache = EmbeddingCache(1000)
-        encode = asyncio.create_task(cache.get_or_encode(b"k", "d", encoder(image(), [])))
-        await asyncio.sleep(0)
+    async def scenario(workers: Workers) -> None:
+        cache = workers.caches[0]
+        workers.encoder.gate.clear()
+        encode = asyncio.create_task(cache.get_or_encode(wanted(), workers.encoder.image(3)))
+        await asyncio.sleep(0.02)
         if when == "before":
+            workers.encoder.gate.set()
             await encode
-        assert cache.delete(b"k") == (when == "before")
-        await encode
-        assert cache.peek(b"k") is None
-        assert cache.nbytes == 0
+        assert workers.caches[1].delete(wanted().key) == (when == "before")
+        workers.encoder.gate.set()
+        image, _ = await encode
+        assert (image.embedding.tensors["embedding"] == 3).all()
+        assert await cache.find(wanted(digest=None)) is None
+        assert not cache.has(wanted().key)
 
-    asyncio.run(scenario())
+    run(scenario)
+
+
+class DictStore:
+    """A second level in a dictionary; its records are real."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, bytes] = {}
+
+    async def get(self, key: bytes) -> bytes | None:
+        await asyncio.sleep(0)
+        return self.records.get(key)
+
+    def put(self, key: bytes, record: bytes) -> None:
+        self.records[key] = record
+
+    def delete(self, key: bytes) -> None:
+        self.records.pop(key, None)
+
+
+@contextmanager
+def replicas(store: DictStore) -> object:
+    with arena_name() as one, arena_name() as two:
+        yield [
+            EmbeddingCache(name=name, max_bytes=1_000_000, limits=Limits(60, 0), observer=Counts(), store=store)
+            for name in (one, two)
+        ]
+
+
+def test_what_one_replica_encoded_another_takes_from_the_second_level() -> None:
+    async def scenario(first: EmbeddingCache, second: EmbeddingCache, store: DictStore) -> None:
+        encoder = Encoder()
+        for cache in (first, second):
+            await cache.open("model", TENSORS)
+        await first.get_or_encode(wanted(), encoder.image(7))
+        image, level = await second.find(wanted(digest=None))
+        assert level is CacheLevel.REDIS
+        assert (image.embedding.tensors["embedding"] == 7).all()
+        assert (await second.find(wanted(digest=None)))[1] is CacheLevel.MEMORY
+        assert (await second.get_or_encode(wanted(), encoder.image(8)))[1] is CacheLevel.MEMORY
+        assert (await second.get_or_encode(wanted(digest="new"), encoder.image(8)))[1] is CacheLevel.MISS
+        second.delete(wanted().key)
+        assert store.records == {}
+        for cache in (first, second):
+            cache.close()
+
+    store = DictStore()
+    with replicas(store) as (first, second):
+        asyncio.run(scenario(first, second, store))
+
+
+def test_a_record_of_another_layout_is_a_miss() -> None:
+    async def scenario(first: EmbeddingCache, second: EmbeddingCache) -> None:
+        await first.open("model", {"embedding": ("float16", (8, 4, 4)), "more": ("float16", (2,))})
+        await second.open("model", TENSORS)
+        encoder = Encoder()
+        await first.get_or_encode(wanted(), encoder.image(7))
+        assert await second.find(wanted(digest=None)) is None
+        for cache in (first, second):
+            cache.close()
+
+    with replicas(DictStore()) as (first, second):
+        asyncio.run(scenario(first, second))
+
+
+def test_before_the_model_is_known_the_cache_says_so() -> None:
+    cache = EmbeddingCache(name="unused", max_bytes=1, limits=Limits(1, 1), observer=Counts())
+    with pytest.raises(ModelUnavailableError):
+        asyncio.run(cache.find(wanted()))

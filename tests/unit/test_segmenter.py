@@ -8,50 +8,56 @@ import pytest
 from pycocotools import mask as coco
 
 from service import errors
-from service.answers import Model, SegmentRequest, Timings
-from service.cache.embeddings import CacheLevel, EmbeddingCache
+from service.answers import ImageRef, SegmentRequest, Timings
+from service.cache.contract import CacheLevel, Wanted
+from service.cache.embeddings import EmbeddingCache
+from service.cache.index import Limits
 from service.image import ImageLimits
 from service.permits import Permits
 from service.prompt import Point, Prompt
 from service.segmenter import Segmenter
+from tests.arenas import arena_name
 from tests.conftest import encoded
-from tests.fakes import GEOMETRY, FakeBackend
+from tests.fakes import Counts, FakeBackend, fake_model
 
 PHOTO = encoded(np.zeros((32, 64, 3), np.uint8), "PNG")
 OTHER = encoded(np.full((32, 64, 3), 9, np.uint8), "PNG")
+A = ImageRef("tenant", "a")
 CLICK = SegmentRequest((Prompt((Point(20, 10),)),))
 
 
 class Core:
     """A segmenter, its backend, and the records it handed out."""
 
-    def __init__(self, *, permits: int = 8, max_deadline_s: float = 5.0) -> None:
+    def __init__(self, name: str, *, permits: int = 8, max_deadline_s: float = 5.0) -> None:
         self.backend = FakeBackend()
         self.records: list[Timings] = []
         self.segmenter = Segmenter(
             backend=self.backend,
-            cache=EmbeddingCache(1_000_000),
+            cache=EmbeddingCache(name=name, max_bytes=1_000_000, limits=Limits(60, 0), observer=Counts()),
             permits=Permits(permits),
             limits=ImageLimits(1_000_000, 1_000_000),
             max_deadline_s=max_deadline_s,
+            secret=b"",
             on_done=self.records.append,
         )
 
 
 def run(scenario: Callable[[Core], Coroutine[None, None, None]], **options: float) -> None:
-    async def ready() -> None:
-        core = Core(**options)  # type: ignore[arg-type]
+    async def ready(name: str) -> None:
+        core = Core(name, **options)  # type: ignore[arg-type]
         await core.segmenter.probe(1.0)
         core.backend.encodes = core.backend.decodes = 0
         await scenario(core)
 
-    asyncio.run(ready())
+    with arena_name() as name:
+        asyncio.run(ready(name))
 
 
 def test_a_mask_lies_where_the_prompt_points() -> None:
     async def scenario(core: Core) -> None:
-        await core.segmenter.embed("a", PHOTO)
-        result = await core.segmenter.segment("a", CLICK)
+        await core.segmenter.embed(A, PHOTO)
+        result = await core.segmenter.segment(A, CLICK)
         ((mask,),) = result.results
         decoded = coco.decode({"size": list(mask.size), "counts": mask.data})
         assert decoded.shape == (32, 64)
@@ -64,12 +70,12 @@ def test_a_mask_lies_where_the_prompt_points() -> None:
 
 def test_after_one_upload_prompts_never_encode() -> None:
     async def scenario(core: Core) -> None:
-        first = await core.segmenter.embed("a", PHOTO)
-        again = await core.segmenter.embed("a", PHOTO)
+        first = await core.segmenter.embed(A, PHOTO)
+        again = await core.segmenter.embed(A, PHOTO)
         assert (first.created, first.cache) == (True, CacheLevel.MISS)
         assert (again.created, again.cache) == (False, CacheLevel.MEMORY)
         for _ in range(5):
-            assert (await core.segmenter.segment("a", CLICK)).cache is CacheLevel.MEMORY
+            assert (await core.segmenter.segment(A, CLICK)).cache is CacheLevel.MEMORY
         assert (core.backend.encodes, core.backend.decodes) == (1, 5)
         assert [record.cache for record in core.records] == [CacheLevel.MISS] + [CacheLevel.MEMORY] * 6
 
@@ -78,9 +84,9 @@ def test_after_one_upload_prompts_never_encode() -> None:
 
 def test_an_image_sent_without_id_is_cached_under_its_digest() -> None:
     async def scenario(core: Core) -> None:
-        result = await core.segmenter.segment_bytes(PHOTO, CLICK)
+        result = await core.segmenter.segment_bytes(ImageRef("tenant", ""), PHOTO, CLICK)
         assert result.image.image_id == result.image.digest
-        await core.segmenter.segment(result.image.image_id, CLICK)
+        await core.segmenter.segment(ImageRef("tenant", result.image.image_id), CLICK)
         assert core.backend.encodes == 1
 
     run(scenario)
@@ -88,25 +94,25 @@ def test_an_image_sent_without_id_is_cached_under_its_digest() -> None:
 
 def test_other_bytes_under_an_id_get_another_digest_and_old_if_match_is_refused() -> None:
     async def scenario(core: Core) -> None:
-        old = (await core.segmenter.embed("a", PHOTO)).image.digest
-        replaced = await core.segmenter.embed("a", OTHER)
+        old = (await core.segmenter.embed(A, PHOTO)).image.digest
+        replaced = await core.segmenter.embed(A, OTHER)
         assert replaced.image.digest != old
         assert not replaced.created
         request = SegmentRequest(CLICK.prompts, if_match=old)
         with pytest.raises(errors.DigestMismatchError):
-            await core.segmenter.segment("a", request)
-        await core.segmenter.segment("a", SegmentRequest(CLICK.prompts, if_match=replaced.image.digest))
+            await core.segmenter.segment(A, request)
+        await core.segmenter.segment(A, SegmentRequest(CLICK.prompts, if_match=replaced.image.digest))
 
     run(scenario)
 
 
 def test_a_changed_model_is_noticed_and_its_embeddings_are_others() -> None:
     async def scenario(core: Core) -> None:
-        await core.segmenter.embed("a", PHOTO)
-        core.backend.model = Model("fake", "sha256:1", GEOMETRY)
+        await core.segmenter.embed(A, PHOTO)
+        core.backend.model = fake_model("sha256:1")
         await core.segmenter.probe(1.0)
         with pytest.raises(errors.ImageNotCachedError):
-            core.segmenter.image("a")
+            await core.segmenter.image(A)
 
     run(scenario)
 
@@ -115,26 +121,26 @@ def test_a_changed_model_is_noticed_and_its_embeddings_are_others() -> None:
 def test_bad_image_ids_are_refused_everywhere(image_id: str) -> None:
     async def scenario(core: Core) -> None:
         for call in (
-            core.segmenter.embed(image_id, PHOTO),
-            core.segmenter.segment(image_id, CLICK),
+            core.segmenter.embed(ImageRef("tenant", image_id), PHOTO),
+            core.segmenter.segment(ImageRef("tenant", image_id), CLICK),
+            core.segmenter.image(ImageRef("tenant", image_id)),
         ):
             with pytest.raises(errors.InvalidImageIdError):
                 await call
-        for lookup in (core.segmenter.image, core.segmenter.delete):
-            with pytest.raises(errors.InvalidImageIdError):
-                lookup(image_id)
+        with pytest.raises(errors.InvalidImageIdError):
+            core.segmenter.delete(ImageRef("tenant", image_id))
 
     run(scenario)
 
 
 def test_forgotten_images_are_gone() -> None:
     async def scenario(core: Core) -> None:
-        await core.segmenter.embed("a", PHOTO)
-        core.segmenter.delete("a")
+        await core.segmenter.embed(A, PHOTO)
+        core.segmenter.delete(A)
         with pytest.raises(errors.ImageNotCachedError):
-            await core.segmenter.segment("a", CLICK)
+            await core.segmenter.segment(A, CLICK)
         with pytest.raises(errors.ImageNotCachedError):
-            core.segmenter.delete("a")
+            core.segmenter.delete(A)
 
     run(scenario)
 
@@ -143,14 +149,17 @@ def test_beyond_the_waiting_room_requests_are_refused_before_any_work() -> None:
     async def scenario(core: Core) -> None:
         core.backend.gate.clear()
         photos = [encoded(np.full((8, 8, 3), shade, np.uint8), "PNG") for shade in range(4)]
-        busy = [asyncio.create_task(core.segmenter.embed(f"i{n}", photo)) for n, photo in enumerate(photos)]
+        busy = [
+            asyncio.create_task(core.segmenter.embed(ImageRef("tenant", f"i{n}"), photo))
+            for n, photo in enumerate(photos)
+        ]
         await asyncio.sleep(0.1)
         with pytest.raises(errors.OverloadedError):
-            await core.segmenter.embed("one-more", PHOTO)
+            await core.segmenter.embed(ImageRef("tenant", "one-more"), PHOTO)
         assert core.backend.encodes == 2
         core.backend.gate.set()
         await asyncio.gather(*busy)
-        await core.segmenter.embed("one-more", PHOTO)
+        await core.segmenter.embed(ImageRef("tenant", "one-more"), PHOTO)
 
     run(scenario, permits=2)
 
@@ -159,11 +168,11 @@ def test_the_deadline_holds_and_ends_the_encode_nobody_waits_for() -> None:
     async def scenario(core: Core) -> None:
         core.backend.gate.clear()
         with pytest.raises(errors.DeadlineExceededError, match=r"0\.05"):
-            await core.segmenter.embed("a", PHOTO, deadline_s=0.05)
+            await core.segmenter.embed(A, PHOTO, deadline_s=0.05)
         await asyncio.sleep(0)
         assert core.backend.cancelled == 1
         with pytest.raises(errors.DeadlineExceededError, match=r"0\.2"):
-            await core.segmenter.embed("a", PHOTO, deadline_s=60)
+            await core.segmenter.embed(A, PHOTO, deadline_s=60)
 
     run(scenario, max_deadline_s=0.2)
 
@@ -185,10 +194,10 @@ def test_readiness_follows_the_canary() -> None:
 
 def test_before_the_model_has_answered_requests_are_told_so() -> None:
     async def scenario() -> None:
-        core = Core()
+        core = Core("unused")
         assert not core.segmenter.ready
         with pytest.raises(errors.ModelUnavailableError):
-            await core.segmenter.embed("a", PHOTO)
+            await core.segmenter.embed(A, PHOTO)
 
     asyncio.run(scenario())
 
@@ -198,6 +207,35 @@ def test_while_draining_no_new_work_is_taken() -> None:
         core.segmenter.draining = True
         assert not core.segmenter.ready
         with pytest.raises(errors.DrainingError):
-            await core.segmenter.embed("a", PHOTO)
+            await core.segmenter.embed(A, PHOTO)
+
+    run(scenario)
+
+
+def test_the_same_name_of_two_tenants_is_two_images() -> None:
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        with pytest.raises(errors.ImageNotCachedError):
+            await core.segmenter.image(ImageRef("other", "a"))
+        await core.segmenter.embed(ImageRef("other", "a"), OTHER)
+        assert (await core.segmenter.image(A)).digest != (await core.segmenter.image(ImageRef("other", "a"))).digest
+
+    run(scenario)
+
+
+def test_a_slot_given_away_during_the_decode_costs_the_answer_not_its_truth() -> None:
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        cache = core.segmenter._cache
+        decode = core.backend.decode
+
+        async def decode_while_evicted(*arguments: object) -> object:
+            (slot, _) = (await cache.find(Wanted(core.segmenter._key(A), "tenant", "a")))[0].place
+            cache._arena.clear_header(slot)
+            return await decode(*arguments)
+
+        core.backend.decode = decode_while_evicted
+        with pytest.raises(errors.ImageNotCachedError):
+            await core.segmenter.segment(A, CLICK)
 
     run(scenario)

@@ -1,11 +1,12 @@
 import json
 import logging
+import os
 
 import pytest
 from pydantic import ValidationError
 
 from service.logs import JsonFormatter
-from service.settings import Settings
+from service.settings import MAX_DEFAULT_WORKERS, MIN_DEFAULT_WORKERS, Settings, usable_cpus
 
 
 def test_settings_come_from_the_environment_under_their_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +30,11 @@ def test_json_logs_are_one_object_a_line() -> None:
     line = JsonFormatter().format(record)
     assert "\n" not in line
     assert json.loads(line)["message"] == "said a\nb"
+
+
+def test_workers_default_to_the_cores_that_the_quota_leaves_but_one_and_to_two_at_least() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert usable_cpus("max 100000\n") == usable_cpus() == cores
+    assert usable_cpus("100000 100000\n") == usable_cpus("50000 100000\n") == 1
+    assert usable_cpus(f"{100000 * (cores + 1)} 100000\n") == cores
+    assert MIN_DEFAULT_WORKERS <= Settings().workers <= max(MIN_DEFAULT_WORKERS, min(MAX_DEFAULT_WORKERS, cores - 1))

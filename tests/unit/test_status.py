@@ -22,6 +22,7 @@ def test_reasons_are_unique_and_stable() -> None:
         "unsupported_image": 415,
         "image_too_large": 413,
         "digest_mismatch": 412,
+        "unauthenticated": 401,
         "overloaded": 429,
         "deadline_exceeded": 504,
         "model_unavailable": 503,

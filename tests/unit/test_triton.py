@@ -32,14 +32,14 @@ def config(**parameters: str) -> dict[str, object]:
     return {
         "name": "sam_encoder",
         "input": [{"name": "image", "dims": ["64", "64", "3"]}, {"name": "valid_size", "dims": ["2"]}],
-        "output": [{"name": "embedding", "dims": ["8", "4", "4"]}],
+        "output": [{"name": "embedding", "data_type": "TYPE_FP16", "dims": ["8", "4", "4"]}],
         "parameters": {key: {"string_value": value} for key, value in parameters.items()},
     }
 
 
 def test_the_model_is_read_from_triton_s_own_configuration() -> None:
     model = _model_from_config(config(**{"sam.model": "sam-tiny", "sam.digest": "sha256:0"}))
-    assert model == Model("sam-tiny", "sha256:0", Geometry(64, 4, 8))
+    assert model == Model("sam-tiny", "sha256:0", Geometry(64, 4, 8), {"embedding": ("float16", (8, 4, 4))})
 
 
 def test_a_model_of_somebody_else_is_refused() -> None:

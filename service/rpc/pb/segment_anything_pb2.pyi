@@ -12,6 +12,7 @@ class CacheLevel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CACHE_LEVEL_UNSPECIFIED: _ClassVar[CacheLevel]
     CACHE_LEVEL_MEMORY: _ClassVar[CacheLevel]
     CACHE_LEVEL_MISS: _ClassVar[CacheLevel]
+    CACHE_LEVEL_REDIS: _ClassVar[CacheLevel]
 
 class MaskFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -21,6 +22,7 @@ class MaskFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 CACHE_LEVEL_UNSPECIFIED: CacheLevel
 CACHE_LEVEL_MEMORY: CacheLevel
 CACHE_LEVEL_MISS: CacheLevel
+CACHE_LEVEL_REDIS: CacheLevel
 MASK_FORMAT_UNSPECIFIED: MaskFormat
 MASK_FORMAT_RLE: MaskFormat
 MASK_FORMAT_PNG: MaskFormat

@@ -1,0 +1,56 @@
+"""The tables of the arena's index, and whether a file has them."""
+
+import sqlite3
+from pathlib import Path
+
+SCHEMA_VERSION = 3
+SCHEMA = """
+CREATE TABLE slots (
+    slot INTEGER PRIMARY KEY,
+    generation INTEGER NOT NULL DEFAULT 0,
+    key BLOB UNIQUE,                       -- NULL unless ready
+    tenant TEXT, image_id TEXT, digest TEXT,
+    created_s REAL NOT NULL DEFAULT 0,
+    last_used_s REAL NOT NULL DEFAULT 0,
+    reusable_s REAL NOT NULL DEFAULT 0     -- when not ready: nobody may take the slot before
+);
+CREATE INDEX slots_by_age ON slots (last_used_s) WHERE key IS NOT NULL;
+CREATE INDEX slots_by_creation ON slots (created_s) WHERE key IS NOT NULL;
+CREATE INDEX slots_by_tenant ON slots (tenant, last_used_s) WHERE key IS NOT NULL;
+CREATE TABLE claims (
+    key BLOB NOT NULL, digest TEXT NOT NULL,
+    slot INTEGER NOT NULL, generation INTEGER NOT NULL,
+    owner TEXT NOT NULL, until_s REAL NOT NULL,
+    PRIMARY KEY (key, digest)
+) WITHOUT ROWID;
+"""
+
+
+def create_index(path: Path, slots: int) -> None:
+    """Make a new index of `slots` free slots."""
+    database = sqlite3.connect(path, isolation_level=None)
+    try:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.executescript(SCHEMA)
+        database.execute("BEGIN")
+        database.executemany("INSERT INTO slots (slot) VALUES (?)", ((slot,) for slot in range(slots)))
+        database.execute("COMMIT")
+        database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    finally:
+        database.close()
+
+
+def is_usable_index(path: Path, slots: int) -> bool:
+    """Whether the file is a complete index of this version with `slots` slots."""
+    if not path.exists():
+        return False
+    try:
+        database = sqlite3.connect(f"file:{path}?mode=rw", uri=True)
+        try:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            (count,) = database.execute("SELECT count(*) FROM slots").fetchone()
+        finally:
+            database.close()
+    except sqlite3.DatabaseError:
+        return False
+    return (version, count) == (SCHEMA_VERSION, slots)

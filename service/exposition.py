@@ -1,0 +1,125 @@
+"""/metrics of all workers on one port: what they count lies in files that outlive them, and is summed per scrape.
+
+Each worker writes to files of its own, memory-mapped, named after its index. A worker that replaces a dead one goes on
+in the same files: counters never fall, and the files never get more.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from prometheus_client import PLATFORM_COLLECTOR, CollectorRegistry, ProcessCollector, start_http_server, values
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+from service.cache.arena import usage_of
+from service.errors import StartError
+
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's own name for it
+
+
+@contextmanager
+def metrics_folder() -> Iterator[Path]:
+    """Make an empty folder for the workers' values, and remove it afterwards.
+
+    Raises:
+        StartError: there is no place for temporary files.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="sam-metrics-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StartError("no folder for temporary files can be written; set TMPDIR to one") from error
+    with folder as name:
+        yield Path(name)
+
+
+def count_in_files_of(index: int) -> None:
+    """In worker `index`, before the first series is made: keep values in its files in `FOLDER_VARIABLE`."""
+    values.ValueClass = values.MultiProcessValue(lambda: index)  # type: ignore[no-untyped-call]
+
+
+def forget_gauges_of(index: int, folder: Path) -> None:
+    """Drop the live gauges of a worker that ended; its counters stay."""
+    mark_process_dead(index, str(folder))  # type: ignore[no-untyped-call]
+
+
+class CacheUsage(Collector):
+    """How full the arena `name` is, read when asked."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the series."""
+        usage = usage_of(self._name)
+        yield GaugeMetricFamily("sam_cache_entries", "Embeddings cached.", usage.entries)
+        yield GaugeMetricFamily("sam_cache_bytes", "Bytes of shared memory they take.", usage.nbytes)
+        yield GaugeMetricFamily("sam_cache_capacity_bytes", "Bytes there are for them.", usage.capacity_bytes)
+
+
+class WorkerProcesses(Collector):
+    """Which workers live, how often each was restarted, and what each process uses.
+
+    Args:
+        pids: Returns the pid of each worker by its index, None where it is dead.
+        restarts: Returns the number of restarts by index.
+    """
+
+    def __init__(self, pids: Callable[[], Mapping[int, int | None]], restarts: Callable[[], Mapping[int, int]]) -> None:
+        self._pids = pids
+        self._restarts = restarts
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the series."""
+        pids = self._pids()
+        alive = GaugeMetricFamily("sam_workers", "1 for a worker process that lives, 0 for none.", labels=["worker"])
+        restarts = CounterMetricFamily(
+            "sam_worker_restarts", "Times a worker died and was replaced.", labels=["worker"]
+        )
+        for index, pid in pids.items():
+            alive.add_metric([str(index)], 0 if pid is None else 1)
+        for index, count in self._restarts().items():
+            restarts.add_metric([str(index)], count)
+        yield from (alive, restarts)
+        yield from _usage({"supervisor": os.getpid(), **{f"worker-{index}": pid for index, pid in pids.items()}})
+
+
+def _usage(pids: Mapping[str, int | None]) -> Iterable[Metric]:
+    """Return the standard process_ series with one more label, `process`."""
+    families: dict[str, Metric] = {}
+    for name, pid in pids.items():
+        for family in _usage_of(pid) if pid else ():
+            merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            for sample in family.samples:
+                merged.add_sample(sample.name, {"process": name}, sample.value)
+    return families.values()
+
+
+def _usage_of(pid: int) -> Iterable[Metric]:
+    return ProcessCollector(pid=lambda: pid, registry=None).collect()
+
+
+@contextmanager
+def serving_metrics(host: str, port: int, folder: Path, *others: Collector) -> Iterator[None]:
+    """Answer scrapes during the block, with what workers keep in `folder` and what `others` collect.
+
+    Raises:
+        StartError: the port is taken.
+    """
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+    for collector in (*others, PLATFORM_COLLECTOR):
+        registry.register(collector)
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise StartError(f"metrics cannot listen on {host}:{port}; set SAM_METRICS_PORT to a free port") from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

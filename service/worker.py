@@ -1,0 +1,65 @@
+"""One worker process. `service.workers` starts it; by hand there is nothing to run here."""
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import sys
+
+from service.errors import StartError
+from service.exposition import FOLDER_VARIABLE, count_in_files_of
+from service.logs import configure_logging
+from service.server import serve
+from service.settings import Settings
+
+PR_SET_PDEATHSIG = 1
+TELL_EVERY_S = 1.0
+
+
+def main() -> int:
+    """Serve until told to stop, or until the supervisor is gone; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m service.worker")
+    for name in ("index", "supervisor_pid", "supervisor_fd"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("--open-when-ready", action="store_true")
+    arguments = parser.parse_args()
+    if not _tied_to(arguments.supervisor_pid):
+        return 1
+    settings = Settings()
+    configure_logging(settings.log_level, settings.log_format)
+    count_in_files_of(arguments.index)
+    try:
+        asyncio.run(
+            serve(
+                settings,
+                on_ready=lambda: _keep_telling(arguments.supervisor_fd, arguments.index),
+                open_when_ready=arguments.open_when_ready,
+            )
+        )
+    except StartError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    finally:
+        if os.getppid() != arguments.supervisor_pid:  # it was killed, and cannot clean up
+            shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
+    return 0
+
+
+def _tied_to(supervisor_pid: int) -> bool:
+    """Arrange for SIGTERM, which drains, when the supervisor dies, however it dies; False if it has already."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    return os.getppid() == supervisor_pid
+
+
+def _keep_telling(supervisor_fd: int, index: int) -> None:
+    """Tell the supervisor that this worker is ready, and from then on that its event loop turns."""
+    with contextlib.suppress(BrokenPipeError, BlockingIOError):
+        os.write(supervisor_fd, bytes([index]))
+    asyncio.get_running_loop().call_later(TELL_EVERY_S, _keep_telling, supervisor_fd, index)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

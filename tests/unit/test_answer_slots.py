@@ -1,0 +1,103 @@
+"""Slots that a worker holds for answers: lent once, rested after a late answer, safe from everybody else."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.cache.answer_slots import ARENA_SHARE, MAX_SLOTS, AnswerSlots
+from service.cache.arena import Arena, open_arena
+from service.cache.index import Index, Limits
+from tests.arenas import arena_name
+
+TENSORS = {"embedding": ("float16", (8, 4, 4))}
+SLOT_BYTES = 8192
+CLAIM_S = 0.4
+
+
+@pytest.fixture
+def shared() -> Iterator[tuple[Arena, Path]]:
+    with arena_name() as name:
+        arena, files = open_arena(name, "model", TENSORS, SLOT_BYTES * ARENA_SHARE * 4)
+        yield arena, files.index
+
+
+def opened(path: Path, claim_s: float = CLAIM_S) -> Index:
+    return Index(path, Limits(claim_s=claim_s, lease_s=0))
+
+
+def test_what_is_taken_is_taken_and_read_back_as_a_copy(shared: tuple[Arena, Path]) -> None:
+    arena, path = shared
+    index = opened(path)
+    answers = AnswerSlots(arena, index, CLAIM_S)
+    first, second = answers.take(100), answers.take(100)
+    assert first is not None
+    assert second is not None
+    assert first.offset != second.offset
+    arena.block(first.claim.slot, 100)[:] = 7
+    copy = answers.read(first, 100)
+    arena.block(first.claim.slot, 100)[:] = 8
+    assert (copy == 7).all()
+    index.close()
+
+
+def test_a_small_arena_lends_few_and_nothing_lends_what_does_not_fit(shared: tuple[Arena, Path]) -> None:
+    arena, path = shared
+    index = opened(path)
+    answers = AnswerSlots(arena, index, CLAIM_S)
+    lent = [answers.take(1) for _ in range(MAX_SLOTS)]
+    assert 0 < sum(slot is not None for slot in lent) <= arena.slots // ARENA_SHARE
+    answers.give_back(next(slot for slot in lent if slot), late=False)
+    assert answers.take(SLOT_BYTES) is None
+    assert answers.take(1) is not None
+    index.close()
+
+
+def test_after_a_late_answer_a_slot_rests(shared: tuple[Arena, Path]) -> None:
+    arena, path = shared
+    index = opened(path)
+    answers = AnswerSlots(arena, index, CLAIM_S)
+    while (slot := answers.take(1)) is not None:
+        answers.give_back(slot, late=True)
+    time.sleep(CLAIM_S / 2)
+    answers.renew()
+    assert answers.take(1) is None
+    time.sleep(CLAIM_S / 2)
+    answers.renew()
+    assert answers.take(1) is not None
+    index.close()
+
+
+def test_nobody_else_gets_a_slot_that_is_renewed_and_none_is_lent_that_is_not(shared: tuple[Arena, Path]) -> None:
+    arena, path = shared
+    index, other = opened(path), opened(path)
+    answers = AnswerSlots(arena, index, CLAIM_S)
+    held = {slot.claim.slot for slot in answers._held.values()}
+    taken = set()
+    for turn in range(arena.slots * 2):
+        if turn % 20 == 0:
+            answers.renew()
+        claim = other.claim(str(turn).encode().ljust(32), "d", "t")
+        if claim is not None:
+            taken.add(claim.slot)
+            other.abandon(claim, written=False)
+    assert not taken & held
+    time.sleep(CLAIM_S * 0.6)
+    assert answers.take(1) is None
+    index.close()
+    other.close()
+
+
+def test_released_slots_rest_before_others_get_them(shared: tuple[Arena, Path]) -> None:
+    arena, path = shared
+    index = opened(path)
+    answers = AnswerSlots(arena, index, CLAIM_S)
+    held = {slot.claim.slot for slot in answers._held.values()}
+    answers.release()
+    claims = [index.claim(str(turn).encode().ljust(32), "d", "t") for turn in range(arena.slots)]
+    assert not {claim.slot for claim in claims if claim} & held
+    time.sleep(CLAIM_S * 1.1)
+    late = [index.claim(str(turn).encode().ljust(32), "e", "t") for turn in range(arena.slots)]
+    assert {claim.slot for claim in late if claim} >= held
+    index.close()

@@ -1,0 +1,252 @@
+"""The index that workers share: claims, leases, eviction, and what survives whom."""
+
+import itertools
+import multiprocessing
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.cache.index import EvictionReason, Index, Limits
+from service.cache.schema import create_index, is_usable_index
+
+LIMITS = Limits(claim_s=60, lease_s=0)
+Open = Callable[..., Index]
+
+
+@pytest.fixture
+def open_index(tmp_path: Path) -> Open:
+    """Open the same index, of four slots, as another process would."""
+    opened: list[Index] = []
+    create_index(tmp_path / "index", 4)
+
+    def opener(limits: Limits = LIMITS) -> Index:
+        opened.append(Index(tmp_path / "index", limits))
+        return opened[-1]
+
+    yield opener
+    for index in opened:
+        index.close()
+
+
+def key(name: str) -> bytes:
+    return name.encode().ljust(32, b"\0")
+
+
+def put(index: Index, name: str, digest: str = "d", tenant: str = "t") -> int:
+    claim = index.claim(key(name), digest, tenant)
+    assert claim is not None
+    assert index.publish(claim, tenant, name)
+    return claim.slot
+
+
+def test_what_one_publishes_the_other_finds(open_index: Open) -> None:
+    first, second = open_index(), open_index()
+    slot = put(first, "a")
+    entry = second.find(key("a"))
+    assert entry is not None
+    assert (entry.slot, entry.image_id, entry.digest, entry.tenant) == (slot, "a", "d", "t")
+    assert second.find(key("b")) is None
+
+
+def test_only_one_of_many_may_encode_the_same_bytes(open_index: Open) -> None:
+    first, second = open_index(), open_index()
+    assert first.claim(key("a"), "d", "t") is not None
+    assert second.is_claimed(key("a"), "d")
+    assert second.claim(key("a"), "d", "t") is None
+    assert second.claim(key("a"), "other bytes", "t") is not None
+
+
+def test_an_unpublished_slot_is_nobody_s(open_index: Open) -> None:
+    index = open_index()
+    index.claim(key("a"), "d", "t")
+    assert index.find(key("a")) is None
+    assert index.count() == 0
+
+
+def test_the_least_recently_used_is_evicted_and_said_so(open_index: Open) -> None:
+    index = open_index()
+    slots = {name: put(index, name) for name in "abcd"}
+    claim = index.claim(key("e"), "d", "t")
+    assert claim is not None
+    assert claim.slot == slots["a"]
+    assert claim.evicted is not None
+    assert claim.evicted[0] is EvictionReason.LRU
+    assert index.find(key("a")) is None
+    assert index.find(key("b")) is not None
+
+
+def test_a_leased_slot_is_not_given_away(open_index: Open) -> None:
+    index = open_index(Limits(claim_s=60, lease_s=60))
+    for name in "abcd":
+        put(index, name)
+    assert index.claim(key("e"), "d", "t") is None
+    assert not index.is_claimed(key("e"), "d")
+    assert index.count() == 4
+
+
+def test_use_is_written_once_a_second(open_index: Open, tmp_path: Path) -> None:
+    index = open_index()
+    put(index, "a")
+    with sqlite3.connect(tmp_path / "index") as database:
+        database.execute("UPDATE slots SET last_used_s = last_used_s - 2")
+    old = index.find(key("a"), touch=False)
+    touched = index.find(key("a"))
+    after = index.find(key("a"))
+    assert old is not None
+    assert touched is not None
+    assert after is not None
+    assert after.last_used_s >= old.last_used_s + 2
+    assert index.find(key("a")).last_used_s == after.last_used_s
+    database.close()
+
+
+def test_a_hit_does_not_wait_for_a_worker_that_stands_still_in_a_transaction(open_index: Open, tmp_path: Path) -> None:
+    index = open_index()
+    put(index, "a")
+    index._database.execute("UPDATE slots SET last_used_s = 1000")
+    with sqlite3.connect(tmp_path / "index", isolation_level=None) as frozen:
+        frozen.execute("BEGIN IMMEDIATE")
+        began_s = time.monotonic()
+        assert index.find(key("a")).last_used_s == 1000
+        assert time.monotonic() - began_s < 1
+        frozen.execute("ROLLBACK")
+    frozen.close()
+    index.find(key("a"))
+    assert index.find(key("a")).last_used_s > 1000
+
+
+def test_a_claim_does_wait_for_another_s_transaction(open_index: Open, tmp_path: Path) -> None:
+    index = open_index()
+    put(index, "a")
+    index._database.execute("UPDATE slots SET last_used_s = 1000")
+    index.find(key("a"))  # a touch waits for less, and only itself
+    other = sqlite3.connect(tmp_path / "index", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    ending = threading.Timer(0.3, lambda: other.execute("ROLLBACK"))
+    ending.start()
+    assert index.claim(key("b"), "d", "t") is not None
+    ending.join()
+    other.close()
+
+
+def test_an_abandoned_slot_rests_as_long_as_a_late_write_could_come(open_index: Open) -> None:
+    index = open_index(Limits(claim_s=0.3, lease_s=0))
+    claims = [index.claim(key(name), "d", "t") for name in "abcd"]
+    for claim in claims:
+        index.abandon(claim, written=True)
+    assert not index.is_claimed(key("a"), "d")
+    assert index.claim(key("e"), "d", "t") is None
+    time.sleep(0.35)
+    assert index.claim(key("e"), "d", "t") is not None
+
+
+def test_a_slot_that_was_never_written_is_free_at_once(open_index: Open) -> None:
+    index = open_index()
+    for name in "abcdefgh":
+        claim = index.claim(key(name), "d", "t")
+        assert claim is not None
+        index.abandon(claim, written=False)
+
+
+def test_a_new_claim_of_a_slot_has_a_new_generation(open_index: Open) -> None:
+    index = open_index()
+    seen = set()
+    for turn in range(20):
+        claim = index.claim(key(str(turn)), "d", "t")
+        index.publish(claim, "t", str(turn))
+        seen.add((claim.slot, claim.generation))
+    assert len(seen) == 20
+
+
+def test_replaced_bytes_take_the_key_over(open_index: Open) -> None:
+    index = open_index()
+    put(index, "a", digest="old")
+    put(index, "a", digest="new")
+    assert index.find(key("a")).digest == "new"
+    assert index.count() == 1
+
+
+def test_a_deleted_image_is_not_published_by_the_encode_under_way(open_index: Open) -> None:
+    index = open_index()
+    assert not index.delete(key("a"))
+    claim = index.claim(key("a"), "d", "t")
+    index.delete(key("a"))
+    assert not index.publish(claim, "t", "a")
+    assert index.find(key("a")) is None
+    put(index, "a")
+    assert index.delete(key("a"))
+
+
+def test_expired_entries_are_not_found_and_go_first(open_index: Open) -> None:
+    index = open_index(Limits(claim_s=60, lease_s=0, ttl_s=0.2))
+    for name in "abcd":
+        put(index, name)
+    time.sleep(0.25)
+    assert index.find(key("a")) is None
+    claim = index.claim(key("e"), "d", "t")
+    assert claim.evicted[0] is EvictionReason.TTL
+
+
+def test_a_tenant_at_its_quota_evicts_its_own(open_index: Open) -> None:
+    index = open_index(Limits(claim_s=60, lease_s=0, tenant_share=0.5))
+    put(index, "theirs", tenant="other")
+    mine = {name: put(index, name) for name in "ab"}
+    claim = index.claim(key("c"), "d", "t")
+    assert claim.slot == mine["a"]
+    assert claim.evicted[0] is EvictionReason.QUOTA
+    assert index.find(key("theirs")) is not None
+
+
+@pytest.mark.parametrize("limits", [LIMITS, Limits(claim_s=60, lease_s=0, ttl_s=3600)], ids=["lru", "ttl"])
+def test_an_eviction_costs_the_same_however_many_entries_there_are(tmp_path: Path, limits: Limits) -> None:
+    """Every other worker's claim waits for it, and an arena may hold a hundred thousand."""
+    steps = []
+    for slots in (10, 2000):
+        create_index(tmp_path / str(slots), slots)
+        index = Index(tmp_path / str(slots), limits)
+        for number in range(slots):
+            put(index, str(number))
+        counted = itertools.count()
+        index._database.set_progress_handler(lambda counted=counted: next(counted) * 0, 10)
+        assert index.claim(key("one more"), "d", "t").evicted is not None
+        steps.append(next(counted))
+        index.close()
+    assert steps[1] <= steps[0] + 5
+
+
+def claim_and_die(path: Path) -> None:
+    Index(path, LIMITS).claim(key("a"), "d", "t")
+
+
+def test_a_dead_claimant_holds_nobody_up_but_its_slot_rests(open_index: Open, tmp_path: Path) -> None:
+    index = open_index()
+    process = multiprocessing.get_context("spawn").Process(target=claim_and_die, args=(tmp_path / "index",))
+    process.start()
+    process.join()
+    assert not index.is_claimed(key("a"), "d")
+    slots = {index.claim(key(name), "d", "t").slot for name in "abc"}
+    assert len(slots) == 3
+    assert index.claim(key("e"), "d", "t") is None
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b"no database at all" * 1000),
+        lambda path: path.write_bytes(path.read_bytes()[:3000]),
+        lambda path: sqlite3.connect(path).execute("PRAGMA user_version=99").connection.close(),
+        lambda path: path.unlink(),
+    ],
+    ids=["garbage", "truncated", "other version", "absent"],
+)
+def test_an_index_that_is_not_ours_is_not_usable(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    path = tmp_path / "index"
+    create_index(path, 4)
+    assert is_usable_index(path, 4)
+    assert not is_usable_index(path, 5)
+    spoil(path)
+    assert not is_usable_index(path, 4)
