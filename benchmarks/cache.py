@@ -29,9 +29,10 @@ from tritonclient.grpc import InferInput, model_config_pb2, service_pb2
 from tritonclient.grpc._utils import _get_inference_request
 
 from service.cache.answer_slots import MAX_SLOTS
-from service.cache.arena import PAGE_BYTES, Files, open_arena, slot_bytes_of
+from service.cache.arena import PAGE_BYTES, open_arena, slot_bytes_of
 from service.cache.contract import Wanted
 from service.cache.embeddings import EmbeddingCache, cache_key
+from service.cache.files import Files
 from service.cache.index import Index, Limits
 from service.cache.record import Header, layout
 from service.image import PREPROCESSING_VERSION

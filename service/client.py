@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from service.cache.arena import find_files, usage_of
+from service.cache.arena import usage_of
+from service.cache.files import find_files
 from service.cache.index import Entry, Index, Limits
 
 DEFAULT_HTTP_PORT = "8080"

@@ -25,6 +25,7 @@ from service.errors import (
     ImageNotCachedError,
     InvalidImageIdError,
     ModelUnavailableError,
+    OverloadedError,
     SegmentError,
 )
 from service.image import EncoderInput, ImageLimits, decode_image, digest_of, letterbox
@@ -99,6 +100,7 @@ class Segmenter:
         self._secret = secret
         self._model: Model | None = None
         self._ready = False
+        self._region: Region | None = None
 
     @property
     def ready(self) -> bool:
@@ -134,8 +136,9 @@ class Segmenter:
         model = await self._backend.describe(timeout_s)
         if model != self._model:
             self._model = None  # nothing is answered by halves of two models
-        if not self._ready or self._model is None:
-            region, answers = await self._cache.open(model.identity, model.tensors)
+        region, answers = await self._cache.open(model.identity, model.tensors)
+        if not self._ready or self._model is None or region != self._region:
+            self._ready, self._region = False, region
             await self._backend.attach(region, answers, timeout_s)
             side = model.geometry.input_size
             blank = EncoderInput(np.zeros((side, side, 3), np.uint8), (side, side))
@@ -145,7 +148,6 @@ class Segmenter:
         if not np.isfinite(output.iou_scores).all():
             raise ModelUnavailableError("the model answers a canary with values that are not finite")
         self._model = model
-        self._cache.renew()
 
     async def embed(self, ref: ImageRef, data: bytes, deadline_s: float | None = None) -> EmbedResult:
         """Encode the image in `data` and cache it under its name; no work if these very bytes are cached there.
@@ -157,6 +159,8 @@ class Segmenter:
         async with self._admitted(deadline_s) as watch:
             created = not self._cache.has(self._key(ref))
             image, level = await self._get_or_encode(ref, data, watch)
+            if image.place is None:
+                raise OverloadedError("the cache has no room for another image at present; come back in a moment")
             return EmbedResult(self._record(image), created, level, self._done(watch, level, 0))
 
     async def segment(self, ref: ImageRef, request: SegmentRequest, deadline_s: float | None = None) -> SegmentResult:
@@ -186,10 +190,10 @@ class Segmenter:
         _check_image_id(ref.image_id)
         return self._record((await self._find(ref))[0])
 
-    def delete(self, ref: ImageRef) -> None:
+    async def delete(self, ref: ImageRef) -> None:
         """Forget an image."""
         _check_image_id(ref.image_id)
-        if not self._cache.delete(self._key(ref)):
+        if not await self._cache.delete(self._key(ref)):
             raise _not_cached()
 
     @asynccontextmanager
@@ -219,6 +223,8 @@ class Segmenter:
         async def prepare() -> Prepared:
             rgb = await asyncio.to_thread(decode_image, data, self.limits)
             placed = await asyncio.to_thread(letterbox, rgb, side)
+            if not self._ready:  # before a slot is claimed: an image that is kept must not go for one that cannot come
+                raise ModelUnavailableError("the model does not answer at present; come back in a moment")
 
             async def encode(destination: Embedding) -> None:
                 # Shared by all who wait for this image: under the longest deadline, not under the first caller's.

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 LATE_WRITE_S = 30.0  # how long after its deadline Triton could still write the embedding of an encode it had begun
 MAX_LEASE_S = 5.0
 REDIS_TTL_S = 86400.0  # in the second level, when SAM_CACHE_TTL_S sets none: Redis must be able to forget
+RENEW_EVERY_S = 2.0
 PROBE_TIMEOUT_S = 10.0
 FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, that there is none
 PROBE_EVERY_S = 2.0
@@ -72,6 +73,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None], open_when_r
         http_socket = stack.enter_context(
             bound_socket(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT", reuse_port=True)
         )
+        await stack.enter_async_context(_in_background(_keep_renewing(cache)))
         probing = await stack.enter_async_context(_in_background(_keep_probing(segmenter, rpc, ready)))
         await _first_of(stop, ready, failing=probing, timeout_s=None if open_when_ready else FIRST_CANARY_S)
         await stack.enter_async_context(_serving_requests(segmenter, http, http_socket, rpc, settings.drain_s))
@@ -116,7 +118,12 @@ def _cache(settings: Settings, metrics: Metrics, store: RedisLevel | None) -> Em
         tenant_share=settings.tenant_cache_share,
     )
     return EmbeddingCache(
-        name=settings.arena_name, max_bytes=settings.cache_bytes, limits=limits, observer=metrics, store=store
+        name=settings.arena_name,
+        max_bytes=settings.cache_bytes,
+        limits=limits,
+        observer=metrics,
+        store=store,
+        workers=settings.workers,
     )
 
 
@@ -206,6 +213,13 @@ async def _keep_probing(segmenter: Segmenter, rpc: RpcServer, ready: asyncio.Eve
             ready.set()
             log.info("model.ready %s", segmenter.model.identity)
         await asyncio.sleep(PROBE_EVERY_S if was_ready else PROBE_EVERY_UNREADY_S)
+
+
+async def _keep_renewing(cache: EmbeddingCache) -> None:
+    """Hold on to the worker's slots for answers, also while the model does not answer."""
+    while True:
+        await asyncio.sleep(RENEW_EVERY_S)
+        cache.renew()
 
 
 async def _first_of(*events: asyncio.Event, failing: asyncio.Task[None], timeout_s: float | None = None) -> None:

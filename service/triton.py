@@ -94,6 +94,8 @@ class TritonBackend:
             replaced = {name for name in registered - {region.name} if name.split(".")[0] == region.name.split(".")[0]}
             for name in replaced:
                 await self._client.unregister_system_shared_memory(name, client_timeout=timeout_s)
+            if not region.is_in_place():
+                raise ModelUnavailableError("the cache's memory was replaced; it is opened anew in a moment")
             if region.name not in registered:
                 await self._register(region, timeout_s)
 

@@ -24,6 +24,7 @@ triton_log = logging.getLogger("triton")
 HARMLESS = ("pinned_memory_manager.cc", "CudaDriverHelper has not been initialized")
 
 STOP_S = 10.0
+MAX_LINE_BYTES = 1024 * 1024
 PR_SET_PDEATHSIG = 1
 UTILITIES = "triton_python_backend_utils.py"
 SHM = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
@@ -98,6 +99,7 @@ class TritonProcess:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            limit=MAX_LINE_BYTES,
             start_new_session=True,  # a Ctrl-C is for the gateway, which ends Triton after its own requests
             preexec_fn=_die_with_parent,
         )
@@ -149,10 +151,17 @@ class TritonProcess:
 
 async def _log_lines(lines: asyncio.StreamReader | None) -> None:
     """Pass the server's words on to our log, until it ends."""
-    while lines is not None and (raw := await lines.readline()):
+    while lines is not None and (raw := await _next_line(lines)):
         line = raw.decode(errors="replace").rstrip()
         if line and not any(words in line for words in HARMLESS):
             triton_log.log(logging.WARNING if line.startswith(("W", "E", "F")) else logging.DEBUG, "%s", line)
+
+
+async def _next_line(lines: asyncio.StreamReader) -> bytes:
+    try:
+        return await lines.readline()
+    except ValueError:  # longer than MAX_LINE_BYTES; what of it was read is dropped
+        return b"(a line too long to show)\n"
 
 
 def _check_free(host: str, port: int, setting: str) -> None:

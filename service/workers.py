@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from service.cache.arena import discard_arenas
+from service.cache.files import discard_arenas
 from service.errors import StartError
 from service.exposition import (
     FOLDER_VARIABLE,

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from service.cache.arena import discard_arenas
+from service.cache.files import discard_arenas
 
 
 @contextmanager

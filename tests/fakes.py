@@ -74,6 +74,10 @@ class FakeBackend:
             raise self.error
 
 
+def no_header() -> None:
+    """What a test that is not about headers writes when it publishes."""
+
+
 class Counts:
     """An `Observer` of the cache that counts."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from service.cache.arena import discard_arenas
+from service.cache.files import discard_arenas
 from service.settings import default_workers
 
 ROOT = Path(__file__).parent.parent

@@ -5,13 +5,10 @@ embedding travels through no protobuf. Each slot starts with a header (`service.
 when the region is made (`posix_fallocate`): one that grows as it is used dies of SIGBUS when /dev/shm is full.
 """
 
-import fcntl
 import logging
 import mmap
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -19,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from service.cache.files import SHM, Files, files_for, find_files, is_ours, locked
 from service.cache.index import Index, Limits
 from service.cache.record import (
     HEADER_BYTES,
@@ -36,7 +34,6 @@ from service.errors import StartError
 
 log = logging.getLogger(__name__)
 
-SHM = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 PAGE_BYTES = 4096
 MIN_SLOTS = 4
 HEADROOM_BYTES = 32 * 1024 * 1024  # left free in /dev/shm for others, among them Triton's Python backend
@@ -45,11 +42,23 @@ TOKEN_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """What Triton must know to map the arena: a name unique to this very arena, the POSIX key, and its bytes."""
+    """What Triton must know to map the arena: a name unique to this very arena, the POSIX key, and its bytes.
+
+    `file_id` is (device, inode) of the file, since a path may come to mean another file.
+    """
 
     name: str
     key: str
     nbytes: int
+    file_id: tuple[int, int]
+
+    def is_in_place(self) -> bool:
+        """Whether the key still leads to this very file."""
+        try:
+            status = (SHM / self.key[1:]).stat()
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self.file_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +67,6 @@ class Location:
 
     region: Region
     offsets: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """The arena's file and its index's, side by side; both are named by what they hold."""
-
-    arena: Path
-    index: Path
-
-    def unlink(self) -> None:
-        """Remove both, and SQLite's companions."""
-        for file in (self.arena, self.index, *(Path(f"{self.index}{suffix}") for suffix in ("-wal", "-shm"))):
-            file.unlink(missing_ok=True)
-
-
-def files_for(name: str, fingerprint: str) -> Files:
-    """Return the files of the arena `name` for a layout and model that have this fingerprint."""
-    stem = SHM / f"{name}.{fingerprint}"
-    return Files(stem.with_name(f"{stem.name}.arena"), stem.with_name(f"{stem.name}.index"))
 
 
 def fingerprint_of(identity: str, fields: tuple[TensorField, ...], slots: int) -> str:
@@ -94,8 +84,9 @@ class Arena:
         self.slot_bytes = slot_bytes_of(fields)
         with file.open("r+b") as opened:
             self._memory = mmap.mmap(opened.fileno(), 0)
+            status = os.fstat(opened.fileno())
         token = self._memory[:TOKEN_BYTES].hex()
-        self.region = Region(f"{file.stem}.{token}", f"/{file.name}", len(self._memory))
+        self.region = Region(f"{file.stem}.{token}", f"/{file.name}", len(self._memory), (status.st_dev, status.st_ino))
 
     def read_header(self, slot: int) -> Header | None:
         """Return the header of `slot`, or None if there is no valid one."""
@@ -178,14 +169,14 @@ def open_arena(
     """
     fields = layout(tensors)
     wanted = max(MIN_SLOTS, (max_bytes - PAGE_BYTES) // slot_bytes_of(fields) - 1)
-    with _locked(SHM / f"{name}.lock"):
+    with locked(SHM / f"{name}.lock"):
         fingerprint = fingerprint_of(identity, fields, wanted)
         files = files_for(name, fingerprint)
         for other in SHM.glob(f"{name}.*.arena"):
             if other != files.arena:
                 Files(other, other.with_suffix(".index")).unlink()
         slots = _slots_in(files.arena, slot_bytes_of(fields))
-        if slots and is_usable_index(files.index, slots):
+        if slots and is_ours(files) and is_usable_index(files.index, slots):
             log.info("cache.found arena=%s slots=%d", files.arena.name, slots)
         else:
             files.unlink()
@@ -202,15 +193,6 @@ class Usage:
     capacity_bytes: int
 
 
-def find_files(name: str) -> Files | None:
-    """Return the files of the arena `name`, whatever model it is for; None when there is none."""
-    for arena in SHM.glob(f"{name}.*.arena"):
-        files = Files(arena, arena.with_suffix(".index"))
-        if files.index.exists():
-            return files
-    return None
-
-
 def usage_of(name: str) -> Usage:
     """Read from outside how full the arena `name` is; zeros when there is none."""
     files = find_files(name)
@@ -223,12 +205,6 @@ def usage_of(name: str) -> Usage:
         index.close()
     slot_bytes = (files.arena.stat().st_size - PAGE_BYTES) // (slots + 1)
     return Usage(entries, entries * slot_bytes, slots * slot_bytes)
-
-
-def discard_arenas(name: str) -> None:
-    """Remove every arena of `name` and what belongs to it; for a service whose cache need not outlive it."""
-    for file in SHM.glob(f"{name}.*"):
-        file.unlink(missing_ok=True)
 
 
 def _slots_in(file: Path, slot_bytes: int) -> int:
@@ -260,14 +236,3 @@ def _make(files: Files, wanted: int, slot_bytes: int) -> int:
     create_index(files.index, slots)
     log.info("cache.made arena=%s slots=%d", files.arena.name, slots)
     return slots
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold the lock that keeps workers from making the same arena twice."""
-    descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -32,7 +32,7 @@ from service.cache.shelf import Shelf
 from service.errors import ModelUnavailableError, OverloadedError
 from service.image import PREPROCESSING_VERSION
 
-JOIN_EVERY_S = 0.005  # how often a worker looks whether another one has finished the encode it waits for
+JOIN_FIRST_S, JOIN_MAX_S = 0.005, 0.05  # how often a worker looks whether another one has finished an encode
 
 
 def cache_key(secret: bytes, tenant: str, identity: str, image_id: str) -> bytes:
@@ -53,22 +53,34 @@ class EmbeddingCache:
         limits: How long claims, leases and entries last, and a tenant's quota.
         observer: Counts.
         store: The second level, if there is one.
+        workers: How many share the arena.
     """
 
     def __init__(
-        self, *, name: str, max_bytes: int, limits: Limits, observer: Observer, store: Store | None = None
+        self,
+        *,
+        name: str,
+        max_bytes: int,
+        limits: Limits,
+        observer: Observer,
+        store: Store | None = None,
+        workers: int = 1,
     ) -> None:
         self._name = name
         self._max_bytes = max_bytes
         self._limits = limits
         self._observer = observer
         self._store = store
+        self._workers = workers
         self._opened: Shelf | None = None
         self._opened_for: tuple[str, TensorShapes] = ("", {})
-        self._flights: Flights[tuple[CachedImage, CacheLevel] | None] = Flights(observer.joined)
+        self._flights: Flights[tuple[CachedImage, CacheLevel] | None] = Flights()
 
     async def open(self, identity: str, tensors: TensorShapes) -> tuple[Region, AnswerSlots]:
         """Find or make the arena for a model's embeddings; whatever was kept for another model is gone.
+
+        To be called on every probe: an arena whose file was replaced or removed under us is let go of, since Triton and
+        the other workers use, or will use, another one.
 
         Returns:
             What Triton must know of the arena, and the slots of it that this worker holds for answers.
@@ -76,14 +88,15 @@ class EmbeddingCache:
         Raises:
             StartError: /dev/shm is too small.
         """
-        if self._opened is None or self._opened_for != (identity, tensors):
+        opened = self._opened
+        if opened is None or self._opened_for != (identity, tensors) or not opened.arena.region.is_in_place():
             version = f"{identity}/{PREPROCESSING_VERSION}"
             arena, files = await asyncio.to_thread(open_arena, self._name, version, tensors, self._max_bytes)
             self.close()
             index = Index(files.index, self._limits)
-            self._opened = Shelf(arena, index, self._observer, self._limits.claim_s)
+            opened = self._opened = Shelf(arena, index, self._observer, self._limits.claim_s, self._workers)
             self._opened_for = (identity, tensors)
-        return self._opened.arena.region, self._opened.answers
+        return opened.arena.region, opened.answers
 
     def close(self) -> None:
         """Let go of the arena, which stays for others and for the next start."""
@@ -98,8 +111,9 @@ class EmbeddingCache:
         return self._opened
 
     def renew(self) -> None:
-        """Hold on to what this worker holds of the arena; to be called every few seconds."""
-        self._shelf.answers.renew()
+        """Hold on to what this worker holds of the arena; to be called every few seconds, whatever the model does."""
+        if self._opened is not None:
+            self._opened.answers.renew()
 
     def canary(self) -> Embedding:
         """Return the tensors of no image, for readiness probes."""
@@ -113,11 +127,13 @@ class EmbeddingCache:
         """Whether the image's slot still is the image's: asked after a decode, whose answer is worthless if not."""
         return self._shelf.holds(image)
 
-    def delete(self, key: bytes) -> bool:
+    async def delete(self, key: bytes) -> bool:
         """Forget `key`; return whether it was there. An encode under way for it is not kept."""
+        known = self._shelf.delete(key)
         if self._store is not None:
+            known = known or await self._store.get(key) is not None
             self._store.delete(key)
-        return self._shelf.delete(key)
+        return known
 
     async def find(self, wanted: Wanted) -> tuple[CachedImage, CacheLevel] | None:
         """Return the image and the level it was found at, or None."""
@@ -127,7 +143,7 @@ class EmbeddingCache:
             return image, CacheLevel.MEMORY
         if self._store is None:
             return None
-        return await self._flights.share((wanted.key, None), lambda: self._fetch(shelf, wanted))
+        return await self._flights.share((wanted.key, None), lambda: self._fetch(shelf, wanted), _not_counted)
 
     async def get_or_encode(
         self, wanted: Wanted, prepare: Callable[[], Awaitable[Prepared]]
@@ -140,7 +156,8 @@ class EmbeddingCache:
         image = shelf.look_up(wanted)
         if image is not None:
             return image, CacheLevel.MEMORY
-        found = await self._flights.share((wanted.key, wanted.digest), lambda: self._encode(shelf, wanted, prepare))
+        name = (wanted.key, wanted.digest)
+        found = await self._flights.share(name, lambda: self._encode(shelf, wanted, prepare), self._observer.joined)
         if found is None:
             raise AssertionError("an encode answers or raises. This is a bug.")
         return found
@@ -152,13 +169,13 @@ class EmbeddingCache:
         fetched = await self._fetch(shelf, wanted)
         if fetched is not None:
             return fetched
-        prepared, joined = None, False
+        prepared, wait_s = None, JOIN_FIRST_S
         while True:
             if shelf.is_claimed(wanted):
-                if not joined:
+                if wait_s == JOIN_FIRST_S:
                     self._observer.joined()
-                joined = True
-                await asyncio.sleep(JOIN_EVERY_S)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, JOIN_MAX_S)
                 continue
             image = shelf.look_up(wanted)
             if image is not None:
@@ -173,16 +190,24 @@ class EmbeddingCache:
                 return await self._encode_privately(shelf, wanted, prepared), CacheLevel.MISS
 
     async def _encode_privately(self, shelf: Shelf, wanted: Wanted, prepared: Prepared) -> CachedImage:
+        """Encode an image that finds no slot. What was kept under its key goes: it is another image's now."""
         embedding = shelf.private()
         await prepared.encode(embedding)
-        return CachedImage(
+        if shelf.has(wanted.key):
+            shelf.delete(wanted.key)
+        if self._store is not None:
+            self._store.delete(wanted.key)
+        return shelf.private_image(self._header(shelf, wanted, prepared, 0), embedding)
+
+    def _header(self, shelf: Shelf, wanted: Wanted, prepared: Prepared, generation: int) -> Header:
+        return Header(
             key=wanted.key,
+            generation=generation,
             image_id=wanted.image_id,
             digest=wanted.digest or "",
             size=prepared.size,
             valid_size=prepared.valid_size,
-            embedding=embedding,
-            region=shelf.arena.region.name,
+            tensors=shelf.arena.fields,
         )
 
     async def _encode_into(self, shelf: Shelf, wanted: Wanted, prepared: Prepared, claim: Claim) -> CachedImage:
@@ -192,17 +217,8 @@ class EmbeddingCache:
         except BaseException as error:
             shelf.abandon(claim, written=not isinstance(error, OverloadedError))
             raise
-        header = Header(
-            key=claim.key,
-            generation=claim.generation,
-            image_id=wanted.image_id,
-            digest=claim.digest,
-            size=prepared.size,
-            valid_size=prepared.valid_size,
-            tensors=shelf.arena.fields,
-        )
-        image = shelf.publish(claim, wanted.tenant, header)
-        if self._store is not None:
+        image = shelf.publish(claim, wanted.tenant, self._header(shelf, wanted, prepared, claim.generation))
+        if self._store is not None and image.place is not None:
             self._store.put(wanted.key, shelf.arena.record(claim.slot))
         return image
 
@@ -218,11 +234,17 @@ class EmbeddingCache:
         if header.tensors != shelf.arena.fields or wanted.digest not in (None, header.digest):
             return None
         claim = shelf.claim(wanted, header.digest)
-        if claim is None:
-            image = shelf.look_up(wanted)
-            return None if image is None else (image, CacheLevel.MEMORY)
-        destination = shelf.destination(claim).tensors
+        image = shelf.look_up(wanted) if claim is None else None
+        if image is not None:
+            return image, CacheLevel.MEMORY
+        destination = shelf.private() if claim is None else shelf.destination(claim)
         for tensor in header.tensors:
-            source = np.frombuffer(record, tensor.dtype, destination[tensor.name].size, tensor.offset)
-            np.copyto(destination[tensor.name], source.reshape(tensor.shape))
+            into = destination.tensors[tensor.name]
+            np.copyto(into, np.frombuffer(record, tensor.dtype, into.size, tensor.offset).reshape(tensor.shape))
+        if claim is None:
+            return shelf.private_image(header, destination), CacheLevel.REDIS
         return shelf.publish(claim, wanted.tenant, replace(header, generation=claim.generation)), CacheLevel.REDIS
+
+
+def _not_counted() -> None:
+    """Callers that wait for the same fetch are no news."""

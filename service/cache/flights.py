@@ -15,14 +15,17 @@ class _Flight(Generic[T]):
 
 
 class Flights(Generic[T]):
-    """Work under way, by name. `on_join` is called for every caller that finds its work begun. For one event loop."""
+    """Work under way, by name. For one event loop."""
 
-    def __init__(self, on_join: Callable[[], None]) -> None:
-        self._on_join = on_join
+    def __init__(self) -> None:
         self._flights: dict[Hashable, _Flight[T]] = {}
 
-    async def share(self, name: Hashable, work: Callable[[], Coroutine[None, None, T]]) -> T:
+    async def share(
+        self, name: Hashable, work: Callable[[], Coroutine[None, None, T]], on_join: Callable[[], None]
+    ) -> T:
         """Return the result of `work`, which the first caller of `name` starts and all of its callers share.
+
+        `on_join` is called for every caller but the first.
 
         The work is a task of its own: a caller that leaves, the first included, does not fail the others. When all have
         left it is cancelled.
@@ -32,7 +35,7 @@ class Flights(Generic[T]):
             flight = self._flights[name] = _Flight(asyncio.create_task(work()))
             flight.task.add_done_callback(lambda task: self._land(name, task))
         else:
-            self._on_join()
+            on_join()
         flight.waiters += 1
         try:
             return await asyncio.shield(flight.task)

@@ -13,20 +13,24 @@ so that a dead one's followers need not wait for it.
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from service.cache.owner import is_alive, this_process
 
 TOUCH_EVERY_S = 1.0
-BUSY_TIMEOUT_S = 5.0
-TOUCH_TIMEOUT_S = 0.02
+BUSY_TIMEOUT_S = 0.05  # this runs on the event loop; whoever holds the lock that long is frozen
 
 ENTRIES = "SELECT slot, generation, key, tenant, image_id, digest, created_s, last_used_s FROM slots WHERE"
+
+
+class IndexUnavailableError(Exception):
+    """The index cannot be written now: somebody has held its lock for too long, or the file is full or damaged."""
 
 
 class EvictionReason(StrEnum):
@@ -76,6 +80,9 @@ class Limits:
     tenant_share: float = 1.0
 
 
+Picked = tuple[int, int, tuple[EvictionReason, float] | None]  # slot, generation, what was evicted and its age
+
+
 class Index:
     """The index at `path`, made by `service.cache.schema`. For one thread; other processes open it themselves."""
 
@@ -93,7 +100,7 @@ class Index:
 
     def find(self, key: bytes, *, touch: bool = True) -> Entry | None:
         """Return the ready, unexpired entry of `key`, or None; `touch` counts it as used, written once a second."""
-        row = self._database.execute(f"{ENTRIES} key = ?", (key,)).fetchone()
+        row = self._read(f"{ENTRIES} key = ?", (key,))
         if row is None:
             return None
         entry, now_s = Entry(*row), monotonic()
@@ -105,25 +112,26 @@ class Index:
 
     def _touch(self, entry: Entry, now_s: float) -> None:
         """Count the entry as used, but not at any price: whoever holds the lock may be frozen, and a hit needs none."""
-        self._database.execute(f"PRAGMA busy_timeout={1000 * TOUCH_TIMEOUT_S:.0f}")
-        try:
-            with suppress(sqlite3.OperationalError):  # the next hit will
-                self._database.execute(
-                    "UPDATE slots SET last_used_s = ? WHERE slot = ? AND generation = ?",
-                    (now_s, entry.slot, entry.generation),
-                )
-        finally:
-            self._database.execute(f"PRAGMA busy_timeout={1000 * BUSY_TIMEOUT_S:.0f}")
+        with suppress(sqlite3.OperationalError):  # the next hit will
+            self._database.execute(
+                "UPDATE slots SET last_used_s = ? WHERE slot = ? AND generation = ?",
+                (now_s, entry.slot, entry.generation),
+            )
 
     def is_claimed(self, key: bytes, digest: str) -> bool:
         """Whether a living process is encoding these bytes for this key."""
-        row = self._database.execute(
-            "SELECT owner, until_s FROM claims WHERE key = ? AND digest = ?", (key, digest)
-        ).fetchone()
+        row = self._read("SELECT owner, until_s FROM claims WHERE key = ? AND digest = ?", (key, digest))
         return row is not None and row[1] > monotonic() and is_alive(row[0])
 
-    def claim(self, key: bytes, digest: str, tenant: str) -> Claim | None:
-        """Take a slot to encode these bytes into, evicting if needed.
+    def _read(self, query: str, values: tuple[bytes | str, ...]) -> tuple[Any, ...] | None:
+        try:
+            row: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise IndexUnavailableError("the index is locked or damaged") from error
+        return row
+
+    def claim(self, key: bytes, digest: str, tenant: str, *, evict: bool = True) -> Claim | None:
+        """Take a slot to encode these bytes into, evicting if needed and allowed.
 
         None when the bytes are ready or another process holds the claim, or when every slot is claimed or leased.
         """
@@ -131,11 +139,13 @@ class Index:
             ready = self.find(key, touch=False)
             if self.is_claimed(key, digest) or (ready is not None and ready.digest == digest):
                 return None
-            picked = self._pick(tenant, now_s := monotonic())
+            now_s = monotonic()
+            picked = self._pick(tenant, now_s) if evict else self._pick_free(now_s)
             if picked is None:
                 return None
             slot, generation, evicted = picked
             claim = Claim(key, digest, slot, generation + 1, now_s + self._limits.claim_s, evicted)
+            self._database.execute("DELETE FROM claims WHERE slot = ?", (slot,))  # of one that died, or ran out
             self._database.execute(
                 "UPDATE slots SET key = NULL, generation = ?, tenant = ?, reusable_s = ? WHERE slot = ?",
                 (claim.generation, tenant, claim.until_s, slot),
@@ -146,56 +156,81 @@ class Index:
             )
             return claim
 
-    def _pick(self, tenant: str, now_s: float) -> tuple[int, int, tuple[EvictionReason, float] | None] | None:
-        """Return (slot, generation, what was evicted): expired, the tenant's own above its quota, free, or LRU."""
-        limits = self._limits
-        unused_s = now_s - limits.lease_s
-        ready = "SELECT slot, generation, last_used_s FROM slots WHERE key IS NOT NULL AND last_used_s <= ?"
+    def _pick(self, tenant: str, now_s: float) -> Picked | None:
+        """Return the tenant's own oldest if it is at its quota, else an expired, a free, or the oldest slot of all."""
+        limits, unused_s = self._limits, now_s - self._limits.lease_s
+        if limits.tenant_share < 1 and self._holdings(tenant, now_s) >= self._quota_slots:
+            return self._evicted(
+                EvictionReason.QUOTA, now_s, "tenant = ? ORDER BY last_used_s LIMIT 1", (unused_s, tenant)
+            )
         if limits.ttl_s:
-            row = self._database.execute(
-                f"{ready} AND created_s <= ? LIMIT 1", (unused_s, now_s - limits.ttl_s)
-            ).fetchone()
-            if row:
-                return row[0], row[1], (EvictionReason.TTL, now_s - row[2])
-        query = "SELECT count(*) FROM slots WHERE tenant = ? AND key IS NOT NULL"
-        if limits.tenant_share < 1 and self._database.execute(query, (tenant,)).fetchone()[0] >= self._quota_slots:
-            row = self._database.execute(
-                f"{ready} AND tenant = ? ORDER BY last_used_s LIMIT 1", (unused_s, tenant)
-            ).fetchone()
-            return (row[0], row[1], (EvictionReason.QUOTA, now_s - row[2])) if row else None
+            expired = self._evicted(
+                EvictionReason.TTL, now_s, "created_s <= ? LIMIT 1", (unused_s, now_s - limits.ttl_s)
+            )
+            if expired is not None:
+                return expired
+        return self._pick_free(now_s) or self._evicted(
+            EvictionReason.LRU, now_s, "TRUE ORDER BY last_used_s LIMIT 1", (unused_s,)
+        )
+
+    def _pick_free(self, now_s: float) -> Picked | None:
         row = self._database.execute(
             "SELECT slot, generation FROM slots WHERE key IS NULL AND reusable_s <= ? LIMIT 1", (now_s,)
         ).fetchone()
-        if row:
-            return row[0], row[1], None
-        row = self._database.execute(f"{ready} ORDER BY last_used_s LIMIT 1", (unused_s,)).fetchone()
-        return (row[0], row[1], (EvictionReason.LRU, now_s - row[2])) if row else None
+        return (row[0], row[1], None) if row else None
 
-    def renew(self, claims: Sequence[Claim]) -> list[Claim]:
-        """Hold on to claims for another `claim_s`, and return those that were still held."""
-        until_s, held = monotonic() + self._limits.claim_s, []
+    def _evicted(
+        self, reason: EvictionReason, now_s: float, which: str, values: tuple[float | str, ...]
+    ) -> Picked | None:
+        """Return the first ready slot, unused for a lease's length, that the SQL `which` selects."""
+        query = "SELECT slot, generation, last_used_s FROM slots WHERE key IS NOT NULL AND last_used_s <= ? AND "
+        query += which
+        row = self._database.execute(query, values).fetchone()
+        return (row[0], row[1], (reason, now_s - row[2])) if row else None
+
+    def _holdings(self, tenant: str, now_s: float) -> int:
+        """Return how many slots a tenant has, ready or claimed."""
+        (ready,) = self._database.execute(
+            "SELECT count(*) FROM slots WHERE key IS NOT NULL AND tenant = ?", (tenant,)
+        ).fetchone()
+        (claimed,) = self._database.execute(
+            "SELECT count(*) FROM claims JOIN slots USING (slot) WHERE slots.tenant = ? AND until_s > ?",
+            (tenant, now_s),
+        ).fetchone()
+        return int(ready) + int(claimed)
+
+    def renew(self, claims: Sequence[Claim], until_s: float) -> list[Claim]:
+        """Hold on to claims until then, and return those that were still held."""
+        held = []
         with self._transaction():
             for claim in claims:
-                values = (until_s, claim.slot, claim.generation)
                 renewed = self._database.execute(
-                    "UPDATE claims SET until_s = ? WHERE slot = ? AND generation = ?", values
+                    "UPDATE slots SET reusable_s = ? "
+                    "WHERE slot = ? AND generation = ? AND key IS NULL AND reusable_s > ?",
+                    (until_s, claim.slot, claim.generation, monotonic()),
                 ).rowcount
                 if renewed:
-                    self._free(claim.slot, claim.generation, until_s)
+                    self._database.execute(
+                        "UPDATE claims SET until_s = ? WHERE slot = ? AND generation = ?",
+                        (until_s, claim.slot, claim.generation),
+                    )
                     held.append(replace(claim, until_s=until_s))
         return held
 
-    def publish(self, claim: Claim, tenant: str, image_id: str) -> bool:
-        """Make a written slot ready, in place of what the key had; False when the image was deleted meanwhile."""
+    def publish(self, claim: Claim, tenant: str, image_id: str, write_header: Callable[[], None]) -> bool:
+        """Make a written slot ready, in place of what the key had; `write_header` is called while that is certain.
+
+        False when the image was deleted meanwhile, or the claim has run out. The slot then rests as long as the claim.
+        """
         with self._transaction():
-            held = self._database.execute(
-                "DELETE FROM claims WHERE key = ? AND digest = ? AND slot = ? AND generation = ?",
-                (claim.key, claim.digest, claim.slot, claim.generation),
-            ).rowcount
             now_s = monotonic()
+            held = self._database.execute(
+                "DELETE FROM claims WHERE key = ? AND digest = ? AND slot = ? AND generation = ? AND until_s > ?",
+                (claim.key, claim.digest, claim.slot, claim.generation, now_s),
+            ).rowcount
             if not held:
-                self._free(claim.slot, claim.generation, now_s + self._limits.lease_s)  # its claimant still reads it
                 return False
+            write_header()
             self._database.execute(
                 "UPDATE slots SET key = NULL, reusable_s = ? WHERE key = ?", (now_s + self._limits.lease_s, claim.key)
             )
@@ -247,7 +282,10 @@ class Index:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+        except sqlite3.DatabaseError as error:
+            raise IndexUnavailableError("the index is locked, full or damaged") from error
         try:
             yield
         except BaseException:

@@ -54,11 +54,6 @@ class Header:
     valid_size: tuple[int, int]
     tensors: tuple[TensorField, ...]
 
-    @property
-    def record_bytes(self) -> int:
-        """Bytes of the whole record."""
-        return max(field.offset + field.nbytes for field in self.tensors)
-
 
 def layout(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> tuple[TensorField, ...]:
     """Place tensors, given as name -> (dtype, shape), one behind the other after the header."""

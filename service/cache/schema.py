@@ -1,5 +1,6 @@
 """The tables of the arena's index, and whether a file has them."""
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -27,7 +28,8 @@ CREATE TABLE claims (
 
 
 def create_index(path: Path, slots: int) -> None:
-    """Make a new index of `slots` free slots."""
+    """Make a new index of `slots` free slots, which only its owner may read: it names tenants and images."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # SQLite gives its other files the same mode
     database = sqlite3.connect(path, isolation_level=None)
     try:
         database.execute("PRAGMA journal_mode=WAL")

@@ -4,22 +4,28 @@ When the model changes, the shelf is closed and another one opened. Whoever stil
 finds its images no longer current, and its writes refused.
 """
 
+import logging
+from contextlib import suppress
+from time import monotonic
+
 import numpy as np
 
 from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Arena
 from service.cache.contract import CachedImage, Embedding, Observer, Wanted
-from service.cache.index import Claim, Entry, Index
+from service.cache.index import Claim, Entry, Index, IndexUnavailableError
 from service.cache.record import Header
-from service.errors import ModelUnavailableError
+from service.errors import ModelUnavailableError, OverloadedError
+
+log = logging.getLogger(__name__)
 
 
 class Shelf:
     """What one worker has of the first level. For one event loop; not thread-safe."""
 
-    def __init__(self, arena: Arena, index: Index, observer: Observer, claim_s: float) -> None:
+    def __init__(self, arena: Arena, index: Index, observer: Observer, claim_s: float, workers: int) -> None:
         self.arena = arena
-        self.answers = AnswerSlots(arena, index, claim_s)
+        self.answers = AnswerSlots(arena, index, claim_s, workers)
         self._open_index: Index | None = index
         self._observer = observer
         self._images: dict[int, CachedImage] = {}  # slot -> what this worker last found there
@@ -38,11 +44,18 @@ class Shelf:
 
     def has(self, key: bytes) -> bool:
         """Whether something is kept under `key`."""
-        return self._index.find(key, touch=False) is not None
+        try:
+            return self._index.find(key, touch=False) is not None
+        except IndexUnavailableError:
+            return False
 
     def look_up(self, wanted: Wanted) -> CachedImage | None:
         """Return the image of that key, and of that digest if one is wanted, and count it as used."""
-        entry = self._index.find(wanted.key)
+        try:
+            entry = self._index.find(wanted.key)
+        except IndexUnavailableError:
+            log.warning("cache.index_unavailable nothing is found meanwhile")
+            return None
         if entry is None or wanted.digest not in (None, entry.digest):
             return None
         image = self._images.get(entry.slot)
@@ -59,7 +72,8 @@ class Shelf:
     def _read(self, wanted: Wanted, entry: Entry) -> CachedImage | None:
         header = self.arena.read_header(entry.slot)
         if header is None or (header.key, header.generation) != (wanted.key, entry.generation):
-            self._index.disown(entry)
+            with suppress(IndexUnavailableError):
+                self._index.disown(entry)
             return None
         image = self._image_of(header, entry.slot)
         self._images[entry.slot] = image
@@ -89,13 +103,32 @@ class Shelf:
         self._observer.not_kept()
         return Embedding({field.name: np.empty(field.shape, field.dtype) for field in self.arena.fields})
 
+    def private_image(self, header: Header, embedding: Embedding) -> CachedImage:
+        """Return an image that is answered from but not kept."""
+        return CachedImage(
+            key=header.key,
+            image_id=header.image_id,
+            digest=header.digest,
+            size=header.size,
+            valid_size=header.valid_size,
+            embedding=embedding,
+            region=self.arena.region.name,
+        )
+
     def is_claimed(self, wanted: Wanted) -> bool:
         """Whether a living process is encoding these bytes for this key."""
-        return self._index.is_claimed(wanted.key, wanted.digest or "")
+        try:
+            return self._index.is_claimed(wanted.key, wanted.digest or "")
+        except IndexUnavailableError:
+            return False
 
     def claim(self, wanted: Wanted, digest: str) -> Claim | None:
-        """Take a slot for bytes of that digest and make it nobody's; None: see `Index.claim`."""
-        claim = self._index.claim(wanted.key, digest, wanted.tenant)
+        """Take a slot for bytes of that digest and make it nobody's; None if there is none or it cannot be noted."""
+        try:
+            claim = self._index.claim(wanted.key, digest, wanted.tenant)
+        except IndexUnavailableError:
+            log.warning("cache.index_unavailable nothing is kept meanwhile")
+            return None
         if claim is None:
             return None
         if claim.evicted is not None:
@@ -108,17 +141,38 @@ class Shelf:
         return self._embedding(claim.slot)
 
     def publish(self, claim: Claim, tenant: str, header: Header) -> CachedImage:
-        """Make a written slot ready, unless the image was deleted meanwhile, and return its image."""
-        index = self._index
-        self.arena.write_header(claim.slot, header)
-        index.publish(claim, tenant, header.image_id)
-        return self._image_of(header, claim.slot)
+        """Make a written slot ready and return its image.
+
+        If the image was deleted meanwhile, or the index cannot be written, the image is answered from but not kept.
+
+        Raises:
+            OverloadedError: the claim ran out, so that the slot may be another's by now.
+        """
+        try:
+            if self._index.publish(claim, tenant, header.image_id, lambda: self.arena.write_header(claim.slot, header)):
+                return self._image_of(header, claim.slot)
+        except IndexUnavailableError:
+            log.warning("cache.index_unavailable nothing is kept meanwhile")
+        # The slot is nobody else's before the claim has run out, published or not.
+        copies = Embedding({name: tensor.copy() for name, tensor in self._embedding(claim.slot).tensors.items()})
+        if claim.until_s <= monotonic():
+            raise OverloadedError("encoding took longer than the server waits; send the request again")
+        self._observer.not_kept()
+        return self.private_image(header, copies)
 
     def abandon(self, claim: Claim, *, written: bool) -> None:
-        """Give a claim up; see `Index.abandon`. On a closed shelf there is nothing to give up."""
-        if self._open_index is not None:
-            self._open_index.abandon(claim, written=written)
+        """Give a claim up; see `Index.abandon`. If that cannot be noted, it runs out by itself."""
+        with suppress(IndexUnavailableError):
+            if self._open_index is not None:
+                self._open_index.abandon(claim, written=written)
 
     def delete(self, key: bytes) -> bool:
-        """Forget `key`; return whether it was there."""
-        return self._index.delete(key)
+        """Forget `key`; return whether it was there.
+
+        Raises:
+            OverloadedError: the index cannot be written now.
+        """
+        try:
+            return self._index.delete(key)
+        except IndexUnavailableError as error:
+            raise OverloadedError("the cache cannot be changed at present; come back in a moment") from error

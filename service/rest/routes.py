@@ -118,7 +118,7 @@ async def get_image(ref: Ref, response: Response, core: Core) -> schemas.ImageBo
 @router.delete("/v1/images/{image_id}", summary="Forget an image", status_code=204)
 async def delete_image(ref: Ref, core: Core) -> None:
     """Drop the embedding."""
-    core.delete(ref)
+    await core.delete(ref)
 
 
 @router.post(

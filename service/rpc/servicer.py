@@ -30,7 +30,7 @@ class SegmentAnythingServicer(pb_grpc.SegmentAnythingServicer):
 
     async def DeleteImage(self, request: pb.DeleteImageRequest, context: ServicerContext) -> pb.DeleteImageResponse:
         """Forget an image."""
-        self._segmenter.delete(self._ref(request.image_id, context))
+        await self._segmenter.delete(self._ref(request.image_id, context))
         return pb.DeleteImageResponse()
 
     async def Segment(self, request: pb.SegmentRequest, context: ServicerContext) -> pb.SegmentResponse:

@@ -16,7 +16,7 @@ import grpc
 import httpx
 import pytest
 
-from service.cache.arena import find_files
+from service.cache.files import find_files
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from tests.conformance.callers import Caller, Failure, GrpcCaller, RestCaller

@@ -38,7 +38,7 @@ async def requests(cache: EmbeddingCache, chance: random.Random, count: int, tal
         wanted = Wanted(cache_key(b"", "t", "m", name), "t", name, f"v{version}")
         draw = chance.random()
         if draw < 0.01:
-            cache.delete(wanted.key)
+            await cache.delete(wanted.key)
             continue
         task = asyncio.create_task(prompt(cache, wanted, image, version, only_find=draw < 0.5))
         if draw > 0.95:

@@ -10,6 +10,7 @@ from service.cache.answer_slots import ARENA_SHARE, MAX_SLOTS, AnswerSlots
 from service.cache.arena import Arena, open_arena
 from service.cache.index import Index, Limits
 from tests.arenas import arena_name
+from tests.fakes import no_header
 
 TENSORS = {"embedding": ("float16", (8, 4, 4))}
 SLOT_BYTES = 8192
@@ -83,7 +84,7 @@ def test_nobody_else_gets_a_slot_that_is_renewed_and_none_is_lent_that_is_not(sh
             taken.add(claim.slot)
             other.abandon(claim, written=False)
     assert not taken & held
-    time.sleep(CLAIM_S * 0.6)
+    time.sleep(CLAIM_S * 1.1)
     assert answers.take(1) is None
     index.close()
     other.close()
@@ -97,7 +98,33 @@ def test_released_slots_rest_before_others_get_them(shared: tuple[Arena, Path]) 
     answers.release()
     claims = [index.claim(str(turn).encode().ljust(32), "d", "t") for turn in range(arena.slots)]
     assert not {claim.slot for claim in claims if claim} & held
-    time.sleep(CLAIM_S * 1.1)
+    time.sleep(CLAIM_S * 2.2)
     late = [index.claim(str(turn).encode().ljust(32), "e", "t") for turn in range(arena.slots)]
     assert {claim.slot for claim in late if claim} >= held
+    index.close()
+
+
+def test_slots_that_ran_out_while_nobody_renewed_do_not_come_back(shared: tuple[Arena, Path]) -> None:
+    """Else the decoder would write masks over what others have put there since."""
+    arena, path = shared
+    index, other = opened(path, claim_s=60), opened(path, claim_s=60)
+    answers = AnswerSlots(arena, index, 0.1)
+    held = {slot.claim.slot for slot in answers._held.values()}
+    time.sleep(0.25)
+    claims = [other.claim(str(turn).encode().ljust(32), "d", "t") for turn in range(arena.slots)]
+    assert {claim.slot for claim in claims if claim} >= held
+    for claim in claims:
+        assert claim is None or other.publish(claim, "t", "x", no_header)
+    answers.renew()
+    assert answers.take(1) is None
+    assert other.count() == arena.slots
+    index.close()
+    other.close()
+
+
+def test_workers_share_what_there_is_for_answers(shared: tuple[Arena, Path]) -> None:
+    arena, path = shared
+    index = opened(path)
+    assert len(AnswerSlots(arena, index, CLAIM_S, workers=1)._held) == arena.slots // ARENA_SHARE
+    assert len(AnswerSlots(arena, index, CLAIM_S, workers=3)._held) == arena.slots // (3 * ARENA_SHARE)
     index.close()

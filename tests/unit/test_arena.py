@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from service.cache import arena as module
-from service.cache.arena import HEADROOM_BYTES, MIN_SLOTS, SHM, open_arena
+from service.cache.arena import HEADROOM_BYTES, MIN_SLOTS, open_arena
+from service.cache.files import SHM
 from service.cache.index import Index, Limits
 from service.cache.record import Header, RecordError, pack_header, unpack_header
 from service.errors import StartError
 from tests.arenas import arena_name
+from tests.fakes import no_header
 
 TENSORS = {"embedding": ("float16", (8, 4, 4)), "detail": ("float32", (3, 5))}
 KEY = bytes(range(32))
@@ -68,7 +70,7 @@ def test_it_is_found_again_with_what_was_in_it(name: str) -> None:
     arena.tensors(0)["embedding"][:] = 3
     index = Index(files.index, Limits(60, 0))
     claim = index.claim(KEY, "d", "t")
-    index.publish(claim, "t", "a")
+    index.publish(claim, "t", "a", no_header)
     index.close()
     del arena
     again, files = open_arena(name, "model", TENSORS, 1_000_000)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cache import SPARE_SLOTS
-from service.cache.arena import SHM, Files, find_files, fingerprint_of, open_arena
+from service.cache.arena import fingerprint_of, open_arena
+from service.cache.files import SHM, Files, find_files
 from service.cache.index import Index, Limits
 from service.cache.record import layout
 from service.client import LEASE_S, main
@@ -19,6 +20,7 @@ from service.image import PREPROCESSING_VERSION
 from service.server import MAX_LEASE_S
 from service.settings import Settings
 from tests.arenas import arena_name
+from tests.fakes import no_header
 
 ROOT = Path(__file__).parents[2]
 TENSORS = {"embedding": ("float16", (8, 4, 4))}
@@ -50,7 +52,7 @@ def put(arena: str, *images: tuple[str, str]) -> None:
     for tenant, image_id in images:
         claim = index.claim(key(tenant, image_id), DIGEST, tenant)
         assert claim is not None
-        assert index.publish(claim, tenant, image_id)
+        assert index.publish(claim, tenant, image_id, no_header)
     index.close()
 
 

@@ -1,13 +1,15 @@
 """The cache of one worker, and of several that share an arena."""
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 
 from service.cache.contract import CacheLevel, Embedding, Prepared, Wanted
 from service.cache.embeddings import EmbeddingCache, cache_key
+from service.cache.files import find_files
 from service.cache.index import EvictionReason, Limits
 from service.errors import ModelUnavailableError, OverloadedError
 from tests.arenas import arena_name
@@ -233,12 +235,65 @@ def test_a_deleted_image_stays_deleted(when: str) -> None:
         if when == "before":
             workers.encoder.gate.set()
             await encode
-        assert workers.caches[1].delete(wanted().key) == (when == "before")
+        assert await workers.caches[1].delete(wanted().key) == (when == "before")
         workers.encoder.gate.set()
         image, _ = await encode
         assert (image.embedding.tensors["embedding"] == 3).all()
         assert await cache.find(wanted(digest=None)) is None
         assert not cache.has(wanted().key)
+
+    run(scenario)
+
+
+def test_other_bytes_that_find_no_slot_still_end_the_old_ones() -> None:
+    """An id must not go on answering for an image that was replaced."""
+
+    async def scenario(workers: Workers) -> None:
+        cache = workers.caches[0]
+        for name in ("a", "b", "c", "d"):
+            await cache.get_or_encode(wanted(name, "old"), workers.encoder.image(1))
+        new, _ = await cache.get_or_encode(wanted("a", "new"), workers.encoder.image(2))
+        assert new.place is None
+        assert (new.embedding.tensors["embedding"] == 2).all()
+        assert await cache.find(wanted("a", None)) is None
+
+    run(scenario, Limits(claim_s=60, lease_s=60), max_bytes=SMALL_BYTES)
+
+
+def test_while_the_index_is_locked_hits_are_served_and_the_rest_is_not_kept() -> None:
+    async def scenario(workers: Workers) -> None:
+        cache = workers.caches[0]
+        await cache.get_or_encode(wanted("hit"), workers.encoder.image(1))
+        files = find_files(cache._name)
+        with closing(sqlite3.connect(files.index, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert (await cache.find(wanted("hit", None)))[1] is CacheLevel.MEMORY
+            image, _ = await cache.get_or_encode(wanted("cold"), workers.encoder.image(5))
+            assert image.place is None
+            assert (image.embedding.tensors["embedding"] == 5).all()
+            cache.renew()
+            other.execute("ROLLBACK")
+        assert (await cache.get_or_encode(wanted("cold"), workers.encoder.image(5)))[0].place is not None
+
+    run(scenario)
+
+
+def test_an_arena_whose_file_was_replaced_is_let_go_of() -> None:
+    """Triton and the next worker map the new file: what lies in the old one is seen by nobody else."""
+
+    async def scenario(workers: Workers) -> None:
+        first, second = workers.caches
+        image, _ = await first.get_or_encode(wanted(), workers.encoder.image(1))
+        region, _ = await first.open("model", TENSORS)
+        find_files(first._name).unlink()
+        second.close()
+        await second.open("model", TENSORS)
+        assert not region.is_in_place()
+        reopened, _ = await first.open("model", TENSORS)
+        assert reopened.is_in_place()
+        assert reopened != region
+        assert not first.is_current(image)
+        assert await first.find(wanted(digest=None)) is None
 
     run(scenario)
 
@@ -281,7 +336,7 @@ def test_what_one_replica_encoded_another_takes_from_the_second_level() -> None:
         assert (await second.find(wanted(digest=None)))[1] is CacheLevel.MEMORY
         assert (await second.get_or_encode(wanted(), encoder.image(8)))[1] is CacheLevel.MEMORY
         assert (await second.get_or_encode(wanted(digest="new"), encoder.image(8)))[1] is CacheLevel.MISS
-        second.delete(wanted().key)
+        await second.delete(wanted().key)
         assert store.records == {}
         for cache in (first, second):
             cache.close()
@@ -289,6 +344,39 @@ def test_what_one_replica_encoded_another_takes_from_the_second_level() -> None:
     store = DictStore()
     with replicas(store) as (first, second):
         asyncio.run(scenario(first, second, store))
+
+
+def test_an_image_deleted_while_it_is_encoded_does_not_come_back_through_the_second_level() -> None:
+    async def scenario(cache: EmbeddingCache, store: DictStore) -> None:
+        await cache.open("model", TENSORS)
+        encoder = Encoder()
+        encoder.gate.clear()
+        encode = asyncio.create_task(cache.get_or_encode(wanted(), encoder.image(7)))
+        await asyncio.sleep(0.02)
+        assert not await cache.delete(wanted().key)
+        encoder.gate.set()
+        assert ((await encode)[0].embedding.tensors["embedding"] == 7).all()
+        assert store.records == {}
+        assert await cache.find(wanted(digest=None)) is None
+        cache.close()
+
+    store = DictStore()
+    with replicas(store) as (cache, _):
+        asyncio.run(scenario(cache, store))
+
+
+def test_deleting_what_only_the_second_level_has_is_deleting() -> None:
+    async def scenario(first: EmbeddingCache, second: EmbeddingCache) -> None:
+        for cache in (first, second):
+            await cache.open("model", TENSORS)
+        await first.get_or_encode(wanted(), Encoder().image(7))
+        assert await second.delete(wanted().key)
+        assert not await second.delete(wanted().key)
+        for cache in (first, second):
+            cache.close()
+
+    with replicas(DictStore()) as (first, second):
+        asyncio.run(scenario(first, second))
 
 
 def test_a_record_of_another_layout_is_a_miss() -> None:

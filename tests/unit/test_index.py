@@ -3,15 +3,16 @@
 import itertools
 import multiprocessing
 import sqlite3
-import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from service.cache.index import EvictionReason, Index, Limits
+from service.cache.index import EvictionReason, Index, IndexUnavailableError, Limits
 from service.cache.schema import create_index, is_usable_index
+from tests.fakes import no_header
 
 LIMITS = Limits(claim_s=60, lease_s=0)
 Open = Callable[..., Index]
@@ -39,7 +40,7 @@ def key(name: str) -> bytes:
 def put(index: Index, name: str, digest: str = "d", tenant: str = "t") -> int:
     claim = index.claim(key(name), digest, tenant)
     assert claim is not None
-    assert index.publish(claim, tenant, name)
+    assert index.publish(claim, tenant, name, no_header)
     return claim.slot
 
 
@@ -119,18 +120,50 @@ def test_a_hit_does_not_wait_for_a_worker_that_stands_still_in_a_transaction(ope
     assert index.find(key("a")).last_used_s > 1000
 
 
-def test_a_claim_does_wait_for_another_s_transaction(open_index: Open, tmp_path: Path) -> None:
+def test_a_claim_does_not_wait_for_a_frozen_worker(open_index: Open, tmp_path: Path) -> None:
+    """It runs on the event loop: what cannot be noted soon is said to be so, and works again afterwards."""
     index = open_index()
-    put(index, "a")
-    index._database.execute("UPDATE slots SET last_used_s = 1000")
-    index.find(key("a"))  # a touch waits for less, and only itself
-    other = sqlite3.connect(tmp_path / "index", isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN IMMEDIATE")
-    ending = threading.Timer(0.3, lambda: other.execute("ROLLBACK"))
-    ending.start()
-    assert index.claim(key("b"), "d", "t") is not None
-    ending.join()
-    other.close()
+    with closing(sqlite3.connect(tmp_path / "index", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(IndexUnavailableError):
+            index.claim(key("a"), "d", "t")
+        other.execute("ROLLBACK")
+    assert index.claim(key("a"), "d", "t") is not None
+
+
+def test_a_claim_that_ran_out_publishes_nothing(open_index: Open) -> None:
+    index = open_index(Limits(claim_s=0.1, lease_s=0))
+    written: list[bool] = []
+    claim = index.claim(key("a"), "d", "t")
+    time.sleep(0.15)
+    assert not index.publish(claim, "t", "a", lambda: written.append(True))
+    assert written == []
+    assert index.find(key("a")) is None
+
+
+def test_claims_under_way_count_towards_the_quota(open_index: Open) -> None:
+    index = open_index(Limits(claim_s=60, lease_s=0, tenant_share=0.5))
+    claims = [index.claim(key(name), "d", "t") for name in "abcd"]
+    assert [claim is not None for claim in claims] == [True, True, False, False]
+    assert index.claim(key("theirs"), "d", "other") is not None
+
+
+def test_expired_entries_are_no_way_around_the_quota(open_index: Open) -> None:
+    index = open_index(Limits(claim_s=60, lease_s=0, ttl_s=0.1, tenant_share=0.5))
+    for name in "ab":
+        put(index, name, tenant="other")
+    for name in "cd":
+        put(index, name)
+    time.sleep(0.15)
+    claim = index.claim(key("e"), "d", "t")
+    assert claim is not None
+    assert claim.evicted[0] is EvictionReason.QUOTA
+
+
+def test_only_the_owner_may_read_who_has_which_images(open_index: Open, tmp_path: Path) -> None:
+    put(open_index(), "a")
+    modes = {file.stat().st_mode & 0o777 for file in tmp_path.glob("index*")}
+    assert modes == {0o600}
 
 
 def test_an_abandoned_slot_rests_as_long_as_a_late_write_could_come(open_index: Open) -> None:
@@ -157,7 +190,7 @@ def test_a_new_claim_of_a_slot_has_a_new_generation(open_index: Open) -> None:
     seen = set()
     for turn in range(20):
         claim = index.claim(key(str(turn)), "d", "t")
-        index.publish(claim, "t", str(turn))
+        index.publish(claim, "t", str(turn), no_header)
         seen.add((claim.slot, claim.generation))
     assert len(seen) == 20
 
@@ -175,7 +208,7 @@ def test_a_deleted_image_is_not_published_by_the_encode_under_way(open_index: Op
     assert not index.delete(key("a"))
     claim = index.claim(key("a"), "d", "t")
     index.delete(key("a"))
-    assert not index.publish(claim, "t", "a")
+    assert not index.publish(claim, "t", "a", no_header)
     assert index.find(key("a")) is None
     put(index, "a")
     assert index.delete(key("a"))
