@@ -199,6 +199,20 @@ class RunningService:
             yield running
 
 
+@contextmanager
+def triton_alone(
+    address: str, metrics_port: str, repository: Path = ROOT / "model_repository" / "cpu"
+) -> Iterator[None]:
+    """Run a Triton that belongs to no gateway for the block; it may not be ready yet when the block begins."""
+    arguments = [address, metrics_port, str(repository)]
+    process = subprocess.Popen([sys.executable, "-m", "tests.triton_alone", *arguments], cwd=ROOT)
+    try:
+        yield
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+
+
 def samples(url: str) -> dict[str, float]:
     """Return the samples of a Prometheus text page."""
     lines = [line for line in httpx.get(url).raise_for_status().text.splitlines() if not line.startswith("#")]

@@ -1,4 +1,4 @@
-"""Runs a Triton that belongs to no gateway: `python -m tests.triton_alone ADDRESS METRICS_PORT`, until SIGTERM."""
+"""Runs a Triton that belongs to no gateway: `python -m tests.triton_alone ADDRESS METRICS_PORT REPOSITORY`, until SIGTERM."""
 
 import asyncio
 import signal
@@ -9,7 +9,7 @@ from service.triton_process import TritonProcess
 
 
 async def main() -> None:
-    triton = TritonProcess(Path("model_repository/cpu"), sys.argv[1], int(sys.argv[2]))
+    triton = TritonProcess(Path(sys.argv[3]), sys.argv[1], int(sys.argv[2]))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     try:

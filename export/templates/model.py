@@ -1,19 +1,20 @@
 """Serves one ONNX graph through Triton's Python backend and ONNX Runtime, one run for a whole dynamic batch.
 
 Copied into every model of model_repository/cpu/ by `python -m export repository`; edit export/templates/model.py.
-The backend's interpreter ignores PYTHONPATH and virtual environments, so the folders that hold numpy and onnxruntime
-come from the environment variable SAM_SITE_PACKAGES (separated by the system's path separator), if it is set.
+numpy and onnxruntime must be importable by the Python that Triton's backend runs.
 """
 
 import ctypes
 import json
 import math
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-SITE_PACKAGES = "SAM_SITE_PACKAGES"
+import numpy as np
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
+
 # A batch of many-prompt requests is run in slices of about this many prompts, so that memory stays bounded.
 MAX_PROMPTS_PER_RUN = 64
 
@@ -36,7 +37,7 @@ def cpu_limit() -> int:
     return max(1, available)
 
 
-def dlpack_capsule(array: Any) -> Any:  # noqa: ANN401 - numpy is not importable yet when this is defined
+def dlpack_capsule(array: Any) -> Any:  # noqa: ANN401 - whatever has __dlpack__
     """Return `array` as a DLPack capsule that Triton's stub can take over.
 
     Handed the array itself, a stub built against numpy 1 reads a numpy 2 array's item size as 0 and answers with no
@@ -55,12 +56,6 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load model.onnx beside this file. `args` is the backend's: JSON model_config, repository folder, version."""
-        sys.path[:0] = [path for path in os.environ.get(SITE_PACKAGES, "").split(os.pathsep) if path]
-        import numpy as np  # noqa: PLC0415 - importable only now
-        import onnxruntime as ort  # noqa: PLC0415
-        import triton_python_backend_utils as pb_utils  # noqa: PLC0415 - exists only inside Triton
-
-        self.np, self.triton = np, pb_utils
         config = json.loads(args["model_config"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
@@ -83,8 +78,8 @@ class TritonPythonModel:
         feeds: list[tuple[int, dict[str, Any]]] = []
         for index, request in enumerate(requests):
             if request.is_cancelled():
-                error = self.triton.TritonError("the request was cancelled", self.triton.TritonError.CANCELLED)
-                answers[index] = self.triton.InferenceResponse([], error)
+                error = pb_utils.TritonError("the request was cancelled", pb_utils.TritonError.CANCELLED)
+                answers[index] = pb_utils.InferenceResponse([], error)
             else:
                 feeds.append((index, self._feed(request)))
         try:
@@ -100,14 +95,14 @@ class TritonPythonModel:
     def _feed(self, request: Any) -> dict[str, Any]:  # noqa: ANN401 - Triton's types exist only inside Triton
         # Not as_numpy(): from a stub built against numpy 1 it comes with strides of 0 under numpy 2, every element the
         # first one.
-        tensors = ((name, self.triton.get_input_tensor_by_name(request, name)) for name in self.inputs)
-        return {name: self.np.from_dlpack(tensor) for name, tensor in tensors}
+        tensors = ((name, pb_utils.get_input_tensor_by_name(request, name)) for name in self.inputs)
+        return {name: np.from_dlpack(tensor) for name, tensor in tensors}
 
     def _run(self, feeds: list[dict[str, Any]]) -> list[list[Any]]:
         """Run all feeds, stacked on the image axis (Triton merges only equal shapes), and split the outputs again."""
         counts = [len(feed[self.inputs[0]]) for feed in feeds]
         stacked = {
-            name: feeds[0][name] if len(feeds) == 1 else self.np.concatenate([feed[name] for feed in feeds])
+            name: feeds[0][name] if len(feeds) == 1 else np.concatenate([feed[name] for feed in feeds])
             for name in self.inputs
         }
         total = sum(counts)
@@ -118,21 +113,21 @@ class TritonPythonModel:
             for start in range(0, total, step)
         ]
         outputs = [
-            runs[0][index] if len(runs) == 1 else self.np.concatenate([run[index] for run in runs])
+            runs[0][index] if len(runs) == 1 else np.concatenate([run[index] for run in runs])
             for index in range(len(self.outputs))
         ]
-        ends = self.np.cumsum(counts)
+        ends = np.cumsum(counts)
         return [[output[end - count : end] for output in outputs] for count, end in zip(counts, ends, strict=True)]
 
     def _answer(self, feed: dict[str, Any]) -> Any:  # noqa: ANN401
         try:
             return self._response(self._run([feed])[0])
         except Exception as error:  # noqa: BLE001 - the one place where a graph's failure becomes an answer
-            return self.triton.InferenceResponse([], self.triton.TritonError(f"inference failed: {error}"))
+            return pb_utils.InferenceResponse([], pb_utils.TritonError(f"inference failed: {error}"))
 
     def _response(self, outputs: list[Any]) -> Any:  # noqa: ANN401
         tensors = [
-            self.triton.Tensor.from_dlpack(name, dlpack_capsule(self.np.ascontiguousarray(output)))
+            pb_utils.Tensor.from_dlpack(name, dlpack_capsule(np.ascontiguousarray(output)))
             for name, output in zip(self.outputs, outputs, strict=True)
         ]
-        return self.triton.InferenceResponse(tensors)
+        return pb_utils.InferenceResponse(tensors)

@@ -3,18 +3,19 @@
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from conftest import Pair, skip_or_fail
+from conftest import Pair
 from google.protobuf import text_format
 from numpy.typing import NDArray
-from triton_server import RunningTriton, running_triton, wheel_folder
 from tritonclient.grpc import model_config_pb2
 
 from export.repository_from_spec import COMMITTED_MODELS, default_repository, differences, known_digest, render
@@ -31,6 +32,7 @@ from service.tensors import (
     REFINER_MODEL,
     TOKEN_BUCKETS,
 )
+from tests.running import START_S, free_ports, triton_alone
 
 GRAPHS = (ENCODER_MODEL, DECODER_MODEL, REFINER_MODEL)
 CASES = [(runtime, name) for runtime in COMMITTED_MODELS for name in GRAPHS]
@@ -93,20 +95,35 @@ def test_every_bucket_is_warmed_up(runtime: Runtime, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
-    if wheel_folder() is None:
-        skip_or_fail("no tritonserver here: pip install --no-deps nvidia-pytriton==0.7.0")
-    with running_triton(default_repository("cpu"), tmp_path_factory.mktemp("triton")) as running:
-        yield running
+def server() -> Iterator[triton.InferenceServerClient]:
+    """A client of a real Triton that serves the committed cpu repository."""
+    grpc_port, metrics_port = free_ports(2)
+    address = f"127.0.0.1:{grpc_port}"
+    with (
+        triton_alone(address, str(metrics_port), default_repository("cpu")),
+        closing(triton.InferenceServerClient(address)) as client,
+    ):
+        deadline = time.monotonic() + START_S
+        while not ready(client):
+            assert time.monotonic() < deadline, "Triton did not become ready"
+            time.sleep(0.1)
+        yield client
 
 
-def infer(server: RunningTriton, spec: GraphSpec, feeds: Arrays) -> Arrays:
+def ready(client: triton.InferenceServerClient) -> bool:
+    try:
+        return bool(client.is_server_ready())
+    except triton.InferenceServerException:
+        return False
+
+
+def infer(server: triton.InferenceServerClient, spec: GraphSpec, feeds: Arrays) -> Arrays:
     inputs = []
     for tensor in spec.inputs:
         array = feeds[tensor.name]
         inputs.append(triton.InferInput(tensor.name, list(array.shape), tensor.dtype))
         inputs[-1].set_data_from_numpy(array)
-    answer = server.client.infer(spec.name, inputs, client_timeout=120)
+    answer = server.infer(spec.name, inputs, client_timeout=120)
     return {tensor.name: answer.as_numpy(tensor.name) for tensor in spec.outputs}
 
 
@@ -122,16 +139,16 @@ def random_feeds(spec: GraphSpec, images: int, seed: int = 0) -> Arrays:
     }
 
 
-def test_triton_says_what_the_gateway_needs_to_know(server: RunningTriton, tiny: Pair) -> None:
+def test_triton_says_what_the_gateway_needs_to_know(server: triton.InferenceServerClient, tiny: Pair) -> None:
     geometry = tiny.shape.geometry
-    config = server.client.get_model_config(ENCODER_MODEL).config
+    config = server.get_model_config(ENCODER_MODEL).config
     assert config.parameters[PARAMETER_MODEL].string_value == "sam-tiny"
     assert list(config.input[0].dims) == [geometry.input_size, geometry.input_size, 3]
     assert list(config.output[0].dims) == [geometry.channels, geometry.grid_size, geometry.grid_size]
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_triton_answers_what_the_graph_computes(server: RunningTriton, tiny: Pair, name: str) -> None:
+def test_triton_answers_what_the_graph_computes(server: triton.InferenceServerClient, tiny: Pair, name: str) -> None:
     spec = graph_spec(tiny.shape.geometry, name)
     feeds = random_feeds(spec, images=2)
     wanted = {ENCODER_MODEL: tiny.encoder, DECODER_MODEL: tiny.decoder, REFINER_MODEL: tiny.refiner}[name](**feeds)
@@ -142,9 +159,11 @@ def test_triton_answers_what_the_graph_computes(server: RunningTriton, tiny: Pai
         assert np.abs(found[tensor.name].astype(np.float32) - wanted[tensor.name]).max() <= 1e-3 * scale
 
 
-def test_concurrent_requests_share_runs_and_a_bad_one_fails_alone(server: RunningTriton, tiny: Pair) -> None:
+def test_concurrent_requests_share_runs_and_a_bad_one_fails_alone(
+    server: triton.InferenceServerClient, tiny: Pair
+) -> None:
     spec = graph_spec(tiny.shape.geometry, DECODER_MODEL)
-    before = server.client.get_inference_statistics(DECODER_MODEL).model_stats[0]
+    before = server.get_inference_statistics(DECODER_MODEL).model_stats[0]
     feeds = [random_feeds(spec, images=1, seed=seed) for seed in range(48)]
     for bad in feeds[::12]:
         bad["point_labels"][0, 0, 0] = 99
@@ -157,11 +176,11 @@ def test_concurrent_requests_share_runs_and_a_bad_one_fails_alone(server: Runnin
         else:
             wanted = tiny.decoder(**feed)
             np.testing.assert_allclose(answer.result()[IOU_SCORES], wanted[IOU_SCORES], atol=1e-5)
-    after = server.client.get_inference_statistics(DECODER_MODEL).model_stats[0]
+    after = server.get_inference_statistics(DECODER_MODEL).model_stats[0]
     assert after.execution_count - before.execution_count < after.inference_count - before.inference_count
 
 
-def test_a_batch_of_many_prompts_is_answered_whole(server: RunningTriton, tiny: Pair) -> None:
+def test_a_batch_of_many_prompts_is_answered_whole(server: triton.InferenceServerClient, tiny: Pair) -> None:
     """More prompts than one run takes: the backend runs slices and joins them."""
     spec = graph_spec(tiny.shape.geometry, DECODER_MODEL)
     images, prompts = spec.images.largest, 16

@@ -4,8 +4,6 @@ import asyncio
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +19,7 @@ from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from tests.conformance.callers import Caller, Failure, GrpcCaller, RestCaller
 from tests.redis_server import RedisServer
-from tests.running import ROOT, RunningService, free_settings, samples
+from tests.running import RunningService, free_settings, samples, triton_alone
 
 CLICK = {"prompts": [{"points": [[100, 100, 1]]}]}
 
@@ -31,18 +29,6 @@ def until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.05)
-
-
-@contextmanager
-def triton_at(settings: dict[str, str]) -> Iterator[None]:
-    """Run a Triton that belongs to no gateway, at the address the settings name."""
-    arguments = [settings["SAM_TRITON_URL"], settings["SAM_TRITON_METRICS_PORT"]]
-    process = subprocess.Popen([sys.executable, "-m", "tests.triton_alone", *arguments], cwd=ROOT)
-    try:
-        yield
-    finally:
-        process.terminate()
-        assert process.wait(60) == 0
 
 
 def encodes(settings: dict[str, str]) -> float:
@@ -132,7 +118,7 @@ def test_a_worker_killed_in_mid_encode_is_taken_over_from(pair: RunningService, 
 
 def test_the_cache_is_warm_after_the_whole_gateway_was_killed(cat: bytes) -> None:
     settings = free_settings()
-    with triton_at(settings):
+    with triton_alone(settings["SAM_TRITON_URL"], settings["SAM_TRITON_METRICS_PORT"]):
         killed = {"embedded": False, "expected_code": -signal.SIGKILL, "keep_cache": True}
         with RunningService.launch(**killed, **settings) as first, callers_of(first) as (caller, _):
             first.wait_for("/readyz", 200)
@@ -153,7 +139,7 @@ def test_the_cache_is_warm_after_the_whole_gateway_was_killed(cat: bytes) -> Non
 def test_after_triton_was_restarted_its_memory_is_registered_again(cat: bytes) -> None:
     settings = free_settings()
     with ExitStack() as stack:
-        with triton_at(settings):
+        with triton_alone(settings["SAM_TRITON_URL"], settings["SAM_TRITON_METRICS_PORT"]):
             service = stack.enter_context(RunningService.start(embedded=False, **settings))
             caller, _ = stack.enter_context(callers_of(service))
             caller.embed("a", cat)
@@ -163,7 +149,7 @@ def test_after_triton_was_restarted_its_memory_is_registered_again(cat: bytes) -
         assert isinstance(failure, Failure)
         assert failure.reason == "model_unavailable"
         assert caller.image("a")["image_id"] == "a"  # metadata answers meanwhile
-        with triton_at(settings):
+        with triton_alone(settings["SAM_TRITON_URL"], settings["SAM_TRITON_METRICS_PORT"]):
             service.wait_for("/readyz", 200)
             before = encodes(settings)
             assert caller.segment("a", CLICK) == expected
