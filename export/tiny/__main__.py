@@ -1,12 +1,15 @@
 """`python -m export.tiny train|evaluate`: train sam-tiny, or print the table of its model card."""
 
 import argparse
-import warnings
 from pathlib import Path
 
 import torch
 
+from export.tiny.evaluate import coin_figures, scene_figures, table_rows
+from export.tiny.network import load_model
 from export.tiny.train import Recipe, train
+
+CHECKPOINT = Path(__file__).parent / "sam-tiny.safetensors"
 
 
 def main() -> None:
@@ -19,10 +22,16 @@ def main() -> None:
     training.add_argument("--steps", type=int, default=60_000, help="length of the whole schedule")
     training.add_argument("--full-size-from", type=int, default=45_000, help="the step from which images are full size")
     training.add_argument("--seed", type=int, default=1)
+    evaluation = commands.add_parser("evaluate", help="print the figures as a table")
+    evaluation.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    evaluation.add_argument("--scenes", type=int, default=100, help="how many held-out scenes")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    # DataLoader announces a deprecation inside torch itself; nothing here can change it.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    if arguments.command == "evaluate":
+        model = load_model(arguments.checkpoint)
+        for row in table_rows(scene_figures(model, arguments.scenes) + coin_figures(model)):
+            print(row)
+        return
     train(Recipe(arguments.steps, arguments.full_size_from, seed=arguments.seed), arguments.folder)
 
 
