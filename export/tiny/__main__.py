@@ -20,7 +20,8 @@ def main() -> None:
     training = commands.add_parser("train", help="train, or go on training")
     training.add_argument("--folder", type=Path, default=Path("out/tiny"), help="state, weights and loss curve")
     training.add_argument("--steps", type=int, default=60_000, help="length of the whole schedule")
-    training.add_argument("--full-size-from", type=int, default=45_000, help="the step from which images are full size")
+    training.add_argument("--mixed-from", type=int, default=10_000, help="from here every fourth batch is full size")
+    training.add_argument("--full-size-from", type=int, default=50_000, help="from here all are")
     training.add_argument("--seed", type=int, default=1)
     evaluation = commands.add_parser("evaluate", help="print the figures as a table")
     evaluation.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
@@ -32,7 +33,8 @@ def main() -> None:
         for row in table_rows(scene_figures(model, arguments.scenes) + coin_figures(model)):
             print(row)
         return
-    train(Recipe(arguments.steps, arguments.full_size_from, seed=arguments.seed), arguments.folder)
+    recipe = Recipe(arguments.steps, arguments.mixed_from, arguments.full_size_from, seed=arguments.seed)
+    train(recipe, arguments.folder)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def labelled_coins() -> Coins:
     image = bundled_image("coins.png")
     grey = image[..., 0]
     markers = np.where(grey < 30, 1, np.where(grey > 150, 2, 0))  # noqa: PLR2004  (the gallery's thresholds)
-    filled = ndimage.binary_fill_holes(watershed(sobel(grey), markers) - 1)
+    basins = watershed(sobel(grey), markers)  # type: ignore[no-untyped-call]  # scikit-image is half typed
+    filled = ndimage.binary_fill_holes(basins - 1)
     labels, count = ndimage.label(filled)
     masks = np.stack([labels == index for index in range(1, count + 1)])
     return Coins(image, masks[masks.sum(axis=(1, 2)) >= MIN_COIN_AREA_PX])

@@ -121,7 +121,7 @@ def centre_of_box(mask: NDArray[np.bool_]) -> tuple[float, float]:
 
 def best_rated(answer: Answer) -> Masks:
     """Choose the candidate (1 to 3) with the highest predicted IoU: bool [N, h, w]."""
-    return answer.masks[np.arange(len(answer.masks)), answer.scores[:, 1:].argmax(1) + 1]
+    return np.asarray(answer.masks[np.arange(len(answer.masks)), answer.scores[:, 1:].argmax(1) + 1])
 
 
 def overlaps(found: Masks, wanted: Masks) -> NDArray[np.float64]:

@@ -28,8 +28,8 @@ class Progress:
     corrected: float
 
 
-def interactive_loss(model: SamModel, batch: Batch) -> tuple[Tensor, Progress]:
-    """Run all rounds of a batch; randomness (window, choices, clicks) is torch's global generator."""
+def interactive_loss(model: SamModel, batch: Batch, rounds: int = len(KEPT_IN_ROUND)) -> tuple[Tensor, Progress]:
+    """Run some rounds of a batch; randomness (window, choices, clicks) is torch's global generator."""
     images = torch.from_numpy(batch.images)
     corner = _random_corner(images.shape[1])
     embeddings = encode(model, images, torch.from_numpy(batch.valid_sizes), corner)
@@ -38,7 +38,7 @@ def interactive_loss(model: SamModel, batch: Batch) -> tuple[Tensor, Progress]:
     targets = torch.from_numpy(batch.targets).flatten(0, 1).float() / 255
     coords, labels = torch.from_numpy(batch.coords).flatten(0, 1), torch.from_numpy(batch.labels).flatten(0, 1)
     previous, losses, found = None, [], []
-    for share in KEPT_IN_ROUND:
+    for share in KEPT_IN_ROUND[:rounds]:
         if previous is not None:
             keep = torch.randperm(len(owner))[: round(share * count * prompts)]
             owner, targets, coords, labels, previous = (

@@ -37,8 +37,8 @@ def untrained_model(seed: int) -> SamModel:
                 module.reset_parameters()
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=1.0)
-        encoder = model.vision_encoder
-        encoder.pos_embed.copy_(_sinusoids(encoder.pos_embed.shape[1], encoder.pos_embed.shape[-1]))
+        positions = _positions(model)
+        positions.copy_(_sinusoids(positions.shape[1], positions.shape[-1]))
         frequencies = model.shared_image_embedding.positional_embedding
         nn.init.normal_(frequencies, std=FREQUENCY_STD)
         model.prompt_encoder.shared_embedding.positional_embedding.copy_(frequencies)
@@ -53,7 +53,8 @@ def load_model(path: Path) -> SamModel:
     """
     model = _bare_model()
     model.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-    return model.eval()
+    model.train(mode=False)
+    return model
 
 
 def save_weights(weights: dict[str, Tensor], path: Path) -> None:
@@ -70,11 +71,13 @@ def encode(model: SamModel, images: Tensor, valid_sizes: Tensor, corner: tuple[i
     """
     mean, std = images.new_tensor(PIXEL_MEAN, dtype=torch.float32), images.new_tensor(PIXEL_STD, dtype=torch.float32)
     along = torch.arange(images.shape[1])
-    inside = (along[None, :, None] < valid_sizes[:, 0, None, None]) & (along[None, None] < valid_sizes[:, 1, None, None])
+    inside = (along[None, :, None] < valid_sizes[:, 0, None, None]) & (
+        along[None, None] < valid_sizes[:, 1, None, None]
+    )
     pixels = (images.float() - mean) / std * inside[..., None]  # zero outside, as the original pads after normalising
     encoder = model.vision_encoder
     hidden = encoder.patch_embed.projection(pixels.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    hidden = hidden + _window(encoder.pos_embed, corner, hidden.shape[1])
+    hidden = hidden + _window(_positions(model), corner, hidden.shape[1])
     for layer in encoder.layers:
         hidden = layer(hidden)
     return torch.as_tensor(encoder.neck(hidden))
@@ -100,8 +103,8 @@ def decode(
     dense = no_mask.expand(len(embeddings), -1, side, side)
     if mask_input is not None:
         dense = torch.where(mask_input[1][:, None, None, None], model.prompt_encoder.mask_embed(mask_input[0]), dense)
-    wide = model.get_image_wide_positional_embeddings().permute(0, 2, 3, 1)
-    positions = _window(wide, corner, side).permute(0, 3, 1, 2).expand(len(embeddings), -1, -1, -1)
+    wide: Tensor = model.get_image_wide_positional_embeddings()  # type: ignore[no-untyped-call]
+    positions = _window(wide.permute(0, 2, 3, 1), corner, side).permute(0, 3, 1, 2).expand(len(embeddings), -1, -1, -1)
     decoder = model.mask_decoder
     output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output.expand(len(embeddings), -1, -1), sparse], dim=1)[:, None]
@@ -118,7 +121,8 @@ def decode(
 def embedded_prompts(model: SamModel, coords: Tensor, labels: Tensor) -> Tensor:
     """Embed points and box corners: float [N, T, 2] in pixels, int64 [N, T] of -1..3, to [N, T, C]."""
     prompt = model.prompt_encoder
-    table = torch.cat([prompt.not_a_point_embed.weight, *(embedding.weight for embedding in prompt.point_embed)])
+    rows = [prompt.not_a_point_embed, *prompt.point_embed]
+    table = torch.cat([torch.as_tensor(row.weight) for row in rows])
     where = prompt.shared_embedding((coords + 0.5)[:, None], (INPUT_SIZE, INPUT_SIZE))[:, 0]
     return torch.where(labels[..., None] < 0, 0.0, where) + table[labels + 1]
 
@@ -135,11 +139,9 @@ def _masks_from_tokens(model: SamModel, mask_tokens: Tensor, image: Tensor, side
     first = _split_cells(image, decoder.upscale_conv1)  # [N, g*g, 4, C/4]
     first = decoder.activation(nn.functional.layer_norm(first, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
     second = decoder.activation(_split_cells(first, decoder.upscale_conv2))  # [N, g*g, 4, 4, C/8]
-    kernels = torch.stack(
-        [mlp(mask_tokens[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
-    )
-    masks = kernels @ second.reshape(count, side * side * 16, -1).transpose(1, 2)
-    cells = masks.float().reshape(count, -1, side, side, 2, 2, 2, 2)
+    kernels = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
+    masks: Tensor = kernels @ second.reshape(count, side * side * 16, -1).transpose(1, 2)
+    cells: Tensor = masks.float().reshape(count, -1, side, side, 2, 2, 2, 2)
     return cells.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(count, -1, side * 4, side * 4)
 
 
@@ -147,7 +149,15 @@ def _split_cells(features: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
     """Apply a transposed convolution (kernel = stride = 2) to [..., C]: [..., 4, C'], sub-cells in row-major order."""
     weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)  # [C, 4 C']
     outputs = convolution.out_channels
-    return (features @ weight).unflatten(-1, (4, outputs)) + convolution.bias
+    return (features @ weight).reshape(*features.shape[:-1], 4, outputs) + torch.as_tensor(convolution.bias)
+
+
+def _positions(model: SamModel) -> Tensor:
+    """Return the absolute positions [1, G, G, hidden], which this configuration always has."""
+    positions = model.vision_encoder.pos_embed
+    if positions is None:
+        raise TypeError("sam-tiny has absolute positions")
+    return positions
 
 
 def _window(table: Tensor, corner: tuple[int, int], side: int) -> Tensor:
@@ -159,8 +169,9 @@ def _bare_model() -> SamModel:
     config = sam_tiny_config()
     config._attn_implementation = "eager"  # noqa: SLF001  (SDPA with a bias is slower on the CPU, and not exportable)
     model = SamModel(config)
-    for layer in model.vision_encoder.layers:
-        layer.attn.get_rel_pos = _relative_positions
+    for module in model.vision_encoder.modules():
+        if hasattr(module, "get_rel_pos"):
+            module.get_rel_pos = _relative_positions  # type: ignore[assignment]  # torch types modules as tensors
     return model
 
 

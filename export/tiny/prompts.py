@@ -76,9 +76,7 @@ def tight_box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
     return float(x), float(y), float(x + width - 1), float(y + height - 1)
 
 
-def _first_prompt(
-    rng: np.random.Generator, mask: NDArray[np.bool_]
-) -> tuple[NDArray[np.float32], tuple[int, int]]:
+def _first_prompt(rng: np.random.Generator, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], tuple[int, int]]:
     x0, y0, x1, y1 = tight_box(mask)
     if rng.random() < 0.45:  # noqa: PLR2004
         side = np.array([x1 - x0, y1 - y0, x1 - x0, y1 - y0])

@@ -48,7 +48,9 @@ def scene_from_seed(seed: int, side: int, bank: TextureBank, span: float = 1.0) 
     rng = np.random.default_rng(seed)
     height, width = _valid_size(rng, side)
     tone = rng.uniform(40, 215, 3) * 0.5 + rng.uniform(40, 215) * 0.5
-    light = Light(rng.uniform(0, 2 * np.pi), tone.astype(np.float32), float(rng.choice([22, 40, 65], p=[0.3, 0.4, 0.3])))
+    light = Light(
+        rng.uniform(0, 2 * np.pi), tone.astype(np.float32), float(rng.choice([22, 40, 65], p=[0.3, 0.4, 0.3]))
+    )
     stage = _Stage(rng, bank, light, (height, width))
     mode = rng.random()
     if mode < 0.3:  # noqa: PLR2004

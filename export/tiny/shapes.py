@@ -14,7 +14,7 @@ _LETTERS = "ABCDEFGHKLMNPRSTUVXYZ234567890&?"
 
 
 def random_mask(rng: np.random.Generator, side: int) -> Mask:
-    """Draw one of the outlines below, in a square of `side` pixels, sometimes with a hole, cropped to its bounding box."""
+    """Draw one of the outlines below, at most `side` pixels wide and high, sometimes with a hole; cropped."""
     outline = _OUTLINES[rng.choice(len(_OUTLINES), p=_ODDS)]
     mask = outline(rng, side)
     if rng.random() < 0.1:  # noqa: PLR2004
@@ -50,7 +50,9 @@ def petals(rng: np.random.Generator, side: int) -> Mask:
     """Draw stars, crosses, gears and flowers."""
     order = int(rng.integers(3, 10))
     wave = np.cos(order * _ANGLES)
-    return _filled(_placed(rng, 1 + rng.uniform(0.1, 0.6) * np.clip(wave * rng.uniform(1, 4), -1, 1), side, squeeze=0.6), side)
+    return _filled(
+        _placed(rng, 1 + rng.uniform(0.1, 0.6) * np.clip(wave * rng.uniform(1, 4), -1, 1), side, squeeze=0.6), side
+    )
 
 
 def polygon(rng: np.random.Generator, side: int) -> Mask:

@@ -78,12 +78,7 @@ def _part_of(rng: np.random.Generator, mask: Mask) -> NDArray[np.bool_]:
 
 def _visible_parts(parts: list[NDArray[np.bool_]]) -> tuple[NDArray[np.bool_], ...]:
     """Take from each part what later parts cover."""
-    visible = []
-    covered = np.zeros_like(parts[0]) if parts else None
-    for part in reversed(parts):
-        visible.append(part & ~covered)
-        covered = part | covered
-    return tuple(reversed(visible))
+    return tuple(part & ~np.any(parts[i + 1 :], axis=0) for i, part in enumerate(parts))
 
 
 def _relief(rng: np.random.Generator, mask: Mask, angle: float) -> NDArray[np.float32]:

@@ -133,7 +133,7 @@ def _fractal_noise(rng: np.random.Generator, slope: float) -> NDArray[np.float32
     spectrum = np.fft.rfft2(rng.normal(size=(NOISE_SIDE, NOISE_SIDE))) / frequency**slope
     field = np.fft.irfft2(spectrum)
     low, high = np.percentile(field, (1, 99))
-    return np.clip((field - low) / (high - low), 0, 1).astype(np.float32)
+    return np.asarray(np.clip((field - low) / (high - low), 0, 1), np.float32)
 
 
 def _uint8(image: object) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ faster than one process with two threads, and on a busy machine by far: threads 
 
 import math
 import os
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -14,29 +15,36 @@ from typing import Any
 
 import cv2
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader, Dataset
 from transformers import SamModel
 
 from export.tiny.config import INPUT_SIZE
-from export.tiny.interaction import Progress, interactive_loss
+from export.tiny.interaction import KEPT_IN_ROUND, Progress, interactive_loss
 from export.tiny.network import save_weights, untrained_model
 from export.tiny.prompts import Batch, batch_from_seed
 from export.tiny.textures import TRAINING_IMAGES, TextureBank, load_bank
 
 AVERAGE_DECAY = 0.9985
 REPORT_EVERY = 20
+FULL_SIZE_EVERY = 4
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. `steps` is the length of the whole schedule; steps from `full_size_from` on use full-size images."""
+    """How to train.
+
+    `steps` is the whole schedule. Images are small at first, from step `mixed_from` on every fourth batch has full
+    size, from `full_size_from` on all have. Counts of images are per process and step.
+    """
 
     steps: int
+    mixed_from: int
     full_size_from: int
     processes: int = 2
-    images: int = 4  # per process and step
-    full_size_images: int = 2
+    one_round_until: int = 800  # there is nothing to correct before the first masks appear
+    images: int = 2
     prompts: int = 8
     small_side: int = 256
     peak_rate: float = 5e-4
@@ -47,11 +55,12 @@ class Recipe:
 
     def side(self, step: int) -> int:
         """Image side in pixels at this step."""
-        return INPUT_SIZE if step >= self.full_size_from else self.small_side
+        full = step >= self.full_size_from or (step >= self.mixed_from and step % FULL_SIZE_EVERY == 0)
+        return INPUT_SIZE if full else self.small_side
 
-    def count(self, step: int) -> int:
-        """Images in one process's share of this step's batch."""
-        return self.full_size_images if step >= self.full_size_from else self.images
+    def rounds(self, step: int) -> int:
+        """Prompting rounds of this step."""
+        return 1 if step < self.one_round_until else len(KEPT_IN_ROUND)
 
     def rate(self, step: int) -> float:
         """Learning rate: linear warm-up, then half a cosine to 1 % at `steps`."""
@@ -88,7 +97,7 @@ class _Batches(Dataset[Batch]):
             self._bank = load_bank(TRAINING_IMAGES)
         recipe = self._recipe
         seed = step_seed(recipe, step, self._rank)
-        return batch_from_seed(seed, recipe.side(step), recipe.count(step), recipe.prompts, self._bank)
+        return batch_from_seed(seed, recipe.side(step), recipe.images, recipe.prompts, self._bank)
 
 
 def fresh_state(recipe: Recipe) -> State:
@@ -130,7 +139,7 @@ def train(recipe: Recipe, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as meeting:
-        multiprocessing.spawn(_train_share, (recipe, folder, f"file://{meeting}/ranks"), recipe.processes)  # type: ignore[no-untyped-call]
+        spawn(_train_share, (recipe, folder, f"file://{meeting}/ranks"), recipe.processes)  # type: ignore[no-untyped-call]
 
 
 def one_step(state: State, batch: Batch, recipe: Recipe, rank: int = 0) -> Progress:
@@ -139,7 +148,7 @@ def one_step(state: State, batch: Batch, recipe: Recipe, rank: int = 0) -> Progr
     for group in state.optimizer.param_groups:
         group["lr"] = recipe.rate(state.step)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, progress = interactive_loss(state.model, batch)
+        loss, progress = interactive_loss(state.model, batch, recipe.rounds(state.step))
     state.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     if distributed.is_initialized():
@@ -150,7 +159,7 @@ def one_step(state: State, batch: Batch, recipe: Recipe, rank: int = 0) -> Progr
     state.images += len(batch.images) * recipe.processes
     decay = min(AVERAGE_DECAY, state.step / (state.step + 10))
     current = state.model.state_dict()
-    torch._foreach_lerp_([state.average[name] for name in current], list(current.values()), 1 - decay)  # noqa: SLF001
+    torch._foreach_lerp_([state.average[name] for name in current], list(current.values()), 1 - decay)
     return progress
 
 
@@ -173,7 +182,7 @@ def _train_share(rank: int, recipe: Recipe, folder: Path, meeting: str) -> None:
         prefetch_factor=6,
     )
     if rank == 0:
-        print(f"{asdict(recipe)} from step {state.step}", flush=True)
+        _say(f"{asdict(recipe)} from step {state.step}")
     recent: list[Progress] = []
     started = time.monotonic()
     for batch in batches:
@@ -196,7 +205,8 @@ def _average_gradients(model: SamModel) -> None:
     distributed.all_reduce(flat)
     flat /= distributed.get_world_size()
     sizes = [gradient.numel() for gradient in gradients]
-    torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(flat.split(sizes), gradients, strict=True)])  # noqa: SLF001
+    pieces = zip(torch.split(flat, sizes), gradients, strict=True)
+    torch._foreach_copy_(gradients, [piece.view_as(gradient) for piece, gradient in pieces])
 
 
 def _optimizer(model: SamModel, recipe: Recipe) -> torch.optim.Optimizer:
@@ -205,7 +215,9 @@ def _optimizer(model: SamModel, recipe: Recipe) -> torch.optim.Optimizer:
     for name, parameter in model.named_parameters():
         if name.endswith("positional_embedding"):
             parameter.requires_grad_(False)  # noqa: FBT003
-        elif parameter.ndim > 1 and "embed" not in name and "rel_pos" not in name and "token" not in name.split(".")[-2]:
+        elif (
+            parameter.ndim > 1 and "embed" not in name and "rel_pos" not in name and "token" not in name.split(".")[-2]
+        ):
             matrices.append(parameter)
         else:
             others.append(parameter)
@@ -222,8 +234,12 @@ def _report(state: State, recent: list[Progress], recipe: Recipe, folder: Path, 
     row += [f"{value:.4f}" for value in mean] + [f"{step_s:.2f}"]
     with curve.open("a") as file:
         file.write(",".join(str(value) for value in row) + "\n")
-    print(
+    _say(
         f"step {state.step}/{recipe.steps} images {state.images} loss {mean[0]:.3f} "
-        f"IoU single {mean[1]:.3f} oracle {mean[2]:.3f} corrected {mean[3]:.3f} {step_s:.2f} s/step",
-        flush=True,
+        f"IoU single {mean[1]:.3f} oracle {mean[2]:.3f} corrected {mean[3]:.3f} {step_s:.2f} s/step"
     )
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
