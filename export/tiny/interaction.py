@@ -13,7 +13,7 @@ from export.tiny.prompts import LOW_RES_STRIDE, NOT_A_POINT, Batch
 
 LOGIT_LIMIT = 32.0
 WINDOW = 8  # patches; a small image is placed on this raster, so that the attention windows fall as they will
-KEPT_IN_ROUND = (1.0, 0.625, 0.375)  # share of the prompts that go on; later rounds cost as much and teach less
+KEPT_IN_ROUND = (1.0, 0.5, 0.25)  # share of the prompts that go on; later rounds cost as much and teach less
 NO_MASK_INPUT = 0.3  # share of later rounds without the previous logits: the service allows that as well
 RUNNER_UP_WEIGHT = 0.05  # keeps mask tokens alive that never win
 

@@ -26,8 +26,8 @@ _TIED = ("shared_image_embedding.positional_embedding", "prompt_encoder.shared_e
 def untrained_model(seed: int) -> SamModel:
     """Build the model with an initialisation that trains from scratch, which transformers' own does not.
 
-    PyTorch's defaults for linear and convolution layers, sinusoidal absolute positions, and one positional encoding
-    shared by image and prompts (transformers keeps two copies and draws each at random).
+    PyTorch's defaults for linear and convolution layers, sinusoidal absolute positions, and a positional encoding
+    (shared by image and prompts) whose frequencies are not hundreds of times too high.
     """
     torch.manual_seed(seed)
     model = _bare_model()
@@ -41,7 +41,6 @@ def untrained_model(seed: int) -> SamModel:
         positions.copy_(_sinusoids(positions.shape[1], positions.shape[-1]))
         frequencies = model.shared_image_embedding.positional_embedding
         nn.init.normal_(frequencies, std=FREQUENCY_STD)
-        model.prompt_encoder.shared_embedding.positional_embedding.copy_(frequencies)
     return model
 
 

@@ -10,7 +10,7 @@ from export.tiny.scenes import Kind, Scene, scene_from_seed
 from export.tiny.textures import TextureBank
 
 POSITIVE, NEGATIVE, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT, NOT_A_POINT = 1, 0, 2, 3, -1
-KIND_WEIGHT = {Kind.OBJECT: 1.0, Kind.PART: 0.3, Kind.REGION: 0.25}
+KIND_WEIGHT = {Kind.OBJECT: 1.0, Kind.PART: 0.25, Kind.REGION: 0.25}
 LOW_RES_STRIDE = 4
 _SCENE_ATTEMPT_STRIDE = 1_000_000_007
 

@@ -13,7 +13,7 @@ from export.tiny.sprites import Light, Sprite, coin_like_sprite, random_sprite
 from export.tiny.textures import Pixels, TextureBank, colour_near, surface
 
 MIN_VISIBLE = 0.25  # of an object's own area; less is hardly a thing to be asked for
-MIN_AREA_PX = 40
+MIN_AREA = 0.0025  # of the picture; on the low-resolution grid less is a handful of cells
 
 
 class Kind(IntEnum):
@@ -49,7 +49,7 @@ def scene_from_seed(seed: int, side: int, bank: TextureBank, span: float = 1.0) 
     height, width = _valid_size(rng, side)
     tone = rng.uniform(40, 215, 3) * 0.5 + rng.uniform(40, 215) * 0.5
     light = Light(
-        rng.uniform(0, 2 * np.pi), tone.astype(np.float32), float(rng.choice([22, 40, 65], p=[0.3, 0.4, 0.3]))
+        rng.uniform(0, 2 * np.pi), tone.astype(np.float32), float(rng.choice([25, 45, 70], p=[0.25, 0.4, 0.35]))
     )
     stage = _Stage(rng, bank, light, (height, width))
     mode = rng.random()
@@ -110,7 +110,7 @@ class _Stage:
     def visible(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Return the masks of which enough can be seen, and their kinds."""
         areas = self._masks[: self._count].sum(axis=(1, 2))
-        seen = (areas >= MIN_AREA_PX) & (areas >= MIN_VISIBLE * self._areas[: self._count])
+        seen = (areas >= MIN_AREA * max(self.size) ** 2) & (areas >= MIN_VISIBLE * self._areas[: self._count])
         return self._masks[: self._count][seen], self._kinds[: self._count][seen]
 
     def _hide(self, box: tuple[slice, slice], mask: NDArray[np.bool_]) -> None:
@@ -168,7 +168,7 @@ def _pile_up(stage: _Stage, scale: float, *, few: bool) -> None:
 def _lay_tray(stage: _Stage, scale: float) -> None:
     """Lay out small things of one family, in loose rows or scattered: coins, seeds, cells, parts on a bench."""
     rng, (height, width) = stage.rng, stage.size
-    side = float(np.exp(rng.uniform(np.log(0.06), np.log(0.2)))) * scale
+    side = float(np.exp(rng.uniform(np.log(0.08), np.log(0.24)))) * scale
     pitch, jitter, odds = side * rng.uniform(1.05, 1.6), rng.uniform(0, 0.35), rng.uniform(0.5, 1.0)
     draw = coin_like_sprite if rng.random() < 0.55 else random_sprite  # noqa: PLR2004
     family = random_mask(rng, 32) if rng.random() < 0.3 else None  # noqa: PLR2004  (one outline for all)

@@ -5,7 +5,7 @@ import pytest
 
 from export.tiny.coins import labelled_coins
 from export.tiny.prompts import BOX_TOP_LEFT, POSITIVE, batch_from_seed, innermost_click, tight_box
-from export.tiny.scenes import MIN_AREA_PX, Kind, scene_from_seed
+from export.tiny.scenes import MIN_AREA, Kind, scene_from_seed
 from export.tiny.shapes import random_mask
 from export.tiny.textures import HELD_OUT_IMAGES, TRAINING_IMAGES, TextureBank, load_bank
 
@@ -34,7 +34,7 @@ def test_masks_are_large_enough_and_inside_the_picture(bank: TextureBank, seed: 
     assert not scene.image[:, width:].any()
     assert not scene.masks[:, height:].any()
     assert not scene.masks[:, :, width:].any()
-    assert (scene.masks.sum(axis=(1, 2)) >= MIN_AREA_PX).all()
+    assert (scene.masks.sum(axis=(1, 2)) >= MIN_AREA * 192**2).all()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
