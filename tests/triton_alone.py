@@ -1,4 +1,4 @@
-"""Runs a Triton that belongs to no gateway: `python -m tests.triton_alone ADDRESS METRICS_PORT REPOSITORY`, until SIGTERM."""
+"""Runs a Triton that belongs to no gateway, until SIGTERM: `python -m tests.triton_alone ADDRESS METRICS_PORT REPO`."""
 
 import asyncio
 import signal
