@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from original import load_weights, original_sam
-from sessions import Session
 
 from export.architecture import SAM_TINY, Architecture
 from export.build import export_graphs
@@ -23,6 +21,8 @@ from export.repository_from_spec import default_repository
 from export.spec import MODELS, ModelSpec, graph_specs
 from export.weights import Weights
 from service.tensors import DECODER_MODEL, ENCODER_MODEL, REFINER_MODEL
+from tests.export.original import load_weights, original_sam
+from tests.export.sessions import Session
 
 # Everything of ViT-B but its depth: one windowed block, one global one.
 SHALLOW_VIT_B = Architecture(1024, width=768, depth=2, heads=12, window=14, global_blocks=(1,))

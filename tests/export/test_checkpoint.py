@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
-from original import original_sam
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from export.checkpoint import CheckpointError, default_source, expected_shapes, 
 from export.meta_keys import sam_keys_from_meta
 from export.spec import MODELS, ModelSpec
 from export.tiny.config import sam_tiny_config
+from tests.export.original import original_sam
 
 SMALL = Architecture(128, 64, depth=2, heads=2, window=4, global_blocks=(1,), channels=32, decoder_heads=2)
 MODEL = ModelSpec("small", SMALL, "none")

@@ -6,10 +6,8 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from conftest import SHALLOW_VIT_B, Pair
 from google.protobuf import text_format
 from onnx import TensorProto, helper
-from original import original_sam
 from tritonclient.grpc import model_config_pb2
 
 from export.architecture import SAM_TINY, SAM_VIT_B
@@ -23,6 +21,8 @@ from export.repository_from_spec import render
 from export.spec import MODELS, graph_spec, graph_specs
 from export.weights import Weights
 from service.tensors import DECODER_MODEL, ENCODER_MODEL, PROMPT_BUCKETS, REFINER_MODEL, TOKEN_BUCKETS
+from tests.export.conftest import SHALLOW_VIT_B, Pair
+from tests.export.original import original_sam
 
 GRAPHS = (ENCODER_MODEL, DECODER_MODEL, REFINER_MODEL)
 TARGETS = ["8.0", "8.6", "8.9", "12.0"]

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Pair, relative_error
 from numpy.typing import NDArray
-from original import Prompts, original_embedding, original_masks, random_prompts
 
 from export.onnx_from_torch import module_for
 from export.photographs import bundled_photographs
 from export.spec import graph_spec
 from service.tensors import DECODER_MODEL, EMBEDDING, IOU_SCORES, LOW_RES_MASKS, REFINER_MODEL
+from tests.export.conftest import Pair, relative_error
+from tests.export.original import Prompts, original_embedding, original_masks, random_prompts
 
 EMBEDDING_TOLERANCE = 1e-4  # relative
 LOGIT_TOLERANCE = 1e-3  # of the logits' range

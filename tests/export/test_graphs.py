@@ -7,10 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import SHALLOW_VIT_B, Pair
 from onnx import TensorProto, numpy_helper
-from original import original_sam
-from sessions import Session
 
 from export import onnx_from_torch
 from export.architecture import SAM_TINY, Architecture
@@ -20,6 +17,9 @@ from export.repository_from_spec import default_repository
 from export.spec import graph_spec, graph_specs
 from export.weights import Weights
 from service.tensors import DECODER_MODEL, EMBEDDING, ENCODER_MODEL, REFINER_MODEL
+from tests.export.conftest import SHALLOW_VIT_B, Pair
+from tests.export.original import original_sam
+from tests.export.sessions import Session
 
 GRAPHS = (ENCODER_MODEL, DECODER_MODEL, REFINER_MODEL)
 TYPES = {"UINT8": TensorProto.UINT8, "INT32": TensorProto.INT32, "FP16": TensorProto.FLOAT16, "FP32": TensorProto.FLOAT}

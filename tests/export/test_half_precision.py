@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from conftest import SHALLOW_VIT_B, Pair
-from sessions import Session
 
 from export.candidates import OnnxCandidate, TorchReference
 from export.checkpoint import Checkpoint
@@ -12,6 +10,8 @@ from export.photographs import Photograph, bundled_photographs
 from export.spec import graph_specs
 from export.verify import Floors, verify
 from service.tensors import EMBEDDING, ENCODER_MODEL
+from tests.export.conftest import SHALLOW_VIT_B, Pair
+from tests.export.sessions import Session
 
 
 def test_tiny_in_half_precision_passes_the_gate(

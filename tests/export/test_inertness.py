@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Pair
 from numpy.typing import NDArray
 
 from export.onnx_from_torch import module_for
@@ -24,6 +23,7 @@ from service.tensors import (
     REFINER_MODEL,
     TOKEN_BUCKETS,
 )
+from tests.export.conftest import Pair
 
 TOLERANCE = 1e-5  # of the logits' range, and for IoU scores
 Arrays = dict[str, NDArray[Any]]

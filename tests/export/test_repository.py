@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from conftest import Pair
 from google.protobuf import text_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
@@ -32,6 +31,7 @@ from service.tensors import (
     REFINER_MODEL,
     TOKEN_BUCKETS,
 )
+from tests.export.conftest import Pair
 from tests.running import START_S, free_ports, triton_alone
 
 GRAPHS = (ENCODER_MODEL, DECODER_MODEL, REFINER_MODEL)
