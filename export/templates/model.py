@@ -11,9 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import triton_python_backend_utils as pb_utils  # isort: skip # first: where packages lie may be told there
+
 import numpy as np
 import onnxruntime as ort
-import triton_python_backend_utils as pb_utils
 
 # A batch of many-prompt requests is run in slices of about this many prompts, so that memory stays bounded.
 MAX_PROMPTS_PER_RUN = 64
