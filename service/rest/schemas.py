@@ -4,12 +4,12 @@ import base64
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from service.answers import ImageRecord, Model, SegmentRequest, SegmentResult, Timings
 from service.cache.contract import CacheLevel
 from service.mask import Mask, MaskFormat
-from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt
+from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt, check_counts
 
 
 class PromptBody(BaseModel):
@@ -19,6 +19,7 @@ class PromptBody(BaseModel):
 
     points: list[tuple[float, float, int]] = Field(
         default=[],
+        max_length=MAX_POINTS,
         description=f"Clicks `[x, y, label]` in pixels of the original image (x right, y down); label 1 is foreground, "
         f"0 background. At most {MAX_POINTS}.",
     )
@@ -39,7 +40,9 @@ class SegmentBody(BaseModel):
         json_schema_extra={"examples": [{"prompts": [{"points": [[320, 240, 1]], "box": [50, 40, 400, 380]}]}]},
     )
 
-    prompts: list[PromptBody] = Field(description=f"1 to {MAX_PROMPTS} prompts, answered in this order.")
+    prompts: list[PromptBody] = Field(
+        description=f"1 to {MAX_PROMPTS} prompts, answered in this order.", min_length=1, max_length=MAX_PROMPTS
+    )
     multimask: bool | None = Field(
         default=None,
         description="true: three candidates, best first. false: the single-mask output. null: the best candidate for a "
@@ -48,6 +51,14 @@ class SegmentBody(BaseModel):
     format: MaskFormat = Field(
         default=MaskFormat.RLE, description="rle: COCO's compressed run lengths. png: a bilevel PNG, base64."
     )
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _counted(cls, prompts: object) -> object:
+        """Refuse too many prompts or points before each is validated, in the core's words."""
+        if isinstance(prompts, list):
+            check_counts(len(prompts), map(_points_in, prompts))
+        return prompts
 
     def to_request(self, if_match: str | None = None) -> SegmentRequest:
         """Return the core's request; `if_match` is the header's entity tag or None."""
@@ -179,6 +190,11 @@ def model_body(model: Model) -> ModelBody:
     side = model.geometry.grid_size
     shape = (model.geometry.channels, side, side)
     return ModelBody(name=model.name, digest=model.digest, input_size=model.geometry.input_size, embedding_shape=shape)
+
+
+def _points_in(prompt: object) -> int:
+    points = prompt.get("points") if isinstance(prompt, dict) else None
+    return len(points) if isinstance(points, list) else 0
 
 
 def _masks(masks: Sequence[Mask]) -> list[MaskBody]:

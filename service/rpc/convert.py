@@ -6,7 +6,7 @@ from service.answers import EmbedResult, ImageRecord, Model, SegmentRequest, Seg
 from service.cache.contract import CacheLevel
 from service.errors import InvalidPromptError
 from service.mask import Mask, MaskFormat
-from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt
+from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt, check_counts
 from service.rpc.pb import segment_anything_pb2 as pb
 
 FORMATS = {
@@ -23,6 +23,7 @@ LEVELS = {
 
 def request_from_pb(message: pb.SegmentRequest) -> SegmentRequest:
     """Return the core's request."""
+    check_counts(len(message.prompts), (len(prompt.points) for prompt in message.prompts))
     if message.format not in FORMATS:
         raise InvalidPromptError("format must be rle or png", field="format")
     return SegmentRequest(
