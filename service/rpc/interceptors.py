@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service.errors import SegmentError
 from service.logs import log_failure
-from service.metrics import OK, Metrics
+from service.metrics import CANCELLED, OK, Metrics
 from service.status import message_of, status_of
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
             try:
                 return await handle(request, context)
             except asyncio.CancelledError:
-                outcome = "cancelled"
+                outcome = CANCELLED
                 raise
             except Exception as error:  # noqa: BLE001 - the one place of this transport where errors end
                 outcome = status_of(error).reason

@@ -5,6 +5,7 @@ import re
 import httpx
 import pytest
 
+from service.prompt import MAX_POINTS, MAX_PROMPTS
 from service.status import INTERNAL, STATUS
 from tests.running import RunningService
 
@@ -55,10 +56,23 @@ def test_a_body_without_content_type_is_told_what_to_send(service: RunningServic
     assert "content-type: application/json" in answer.json()["detail"]
 
 
-def test_a_json_body_is_bounded(service: RunningService) -> None:
-    headers = {"content-type": "application/json"}
-    answer = httpx.post(f"{service.url}/v1/images/any/masks", content=b" " * 5_000_000, headers=headers)
-    assert (answer.status_code, answer.json()["reason"]) == (422, "invalid_prompt")
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON", "application/x+json"]
+)
+def test_a_json_body_is_bounded(service: RunningService, content_type: str) -> None:
+    """In bytes, however its media type is written: a body of that many blanks is valid but for its size."""
+    headers = {"content-type": content_type}
+    answer = httpx.post(f"{service.url}/v1/images/any/masks", content=b" " * 1_100_000, headers=headers)
+    assert (answer.status_code, answer.json()["field"]) == (422, "body")
+    assert "1048576 bytes" in answer.json()["detail"]
+
+
+def test_the_largest_request_fits_the_bound(service: RunningService, cat: bytes) -> None:
+    httpx.put(f"{service.url}/v1/images/largest", content=cat)
+    points = [[100 + n / 3e4, 200 + n / 7e4, 1] for n in range(MAX_POINTS)]
+    body = {"prompts": [{"points": points, "box": [1 / 3, 1 / 7, 200 / 3, 200 / 7]}] * MAX_PROMPTS}
+    answer = httpx.post(f"{service.url}/v1/images/largest/masks", json=body, timeout=60)
+    assert len(answer.json()["results"]) == MAX_PROMPTS
 
 
 def test_a_multipart_form_with_a_part_missing_or_broken_is_told_so(service: RunningService, cat: bytes) -> None:
