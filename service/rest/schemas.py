@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from service.answers import ImageRecord, Model, SegmentRequest, SegmentResult, Timings
+from service.answers import IfMatch, ImageRecord, Model, SegmentRequest, SegmentResult, Timings
 from service.cache.contract import CacheLevel
 from service.mask import Mask, MaskFormat
 from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt, check_counts
@@ -60,8 +60,8 @@ class SegmentBody(BaseModel):
             check_counts(len(prompts), map(_points_in, prompts))
         return prompts
 
-    def to_request(self, if_match: str | None = None) -> SegmentRequest:
-        """Return the core's request; `if_match` is the header's entity tag or None."""
+    def to_request(self, if_match: IfMatch) -> SegmentRequest:
+        """Return the core's request."""
         prompts = tuple(prompt.to_prompt() for prompt in self.prompts)
         return SegmentRequest(prompts, self.multimask, self.format, if_match)
 

@@ -2,7 +2,7 @@
 
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
-from service.answers import EmbedResult, ImageRecord, Model, SegmentRequest, SegmentResult, Timings
+from service.answers import EmbedResult, IfMatch, ImageRecord, Model, SegmentRequest, SegmentResult, Timings
 from service.cache.contract import CacheLevel
 from service.errors import InvalidPromptError
 from service.mask import Mask, MaskFormat
@@ -30,8 +30,13 @@ def request_from_pb(message: pb.SegmentRequest) -> SegmentRequest:
         prompts=_prompts_from_pb(message.prompts),
         multimask=message.multimask if message.HasField("multimask") else None,
         format=FORMATS[message.format],
-        if_match=message.if_match if message.HasField("if_match") else None,
+        if_match=if_match_from_pb(message),
     )
+
+
+def if_match_from_pb(message: pb.EmbedImageRequest | pb.DeleteImageRequest | pb.SegmentRequest) -> IfMatch:
+    """Return what must be cached: one digest, any ("*"), or whatever is."""
+    return (message.if_match,) if message.HasField("if_match") else None
 
 
 def _prompts_from_pb(messages: RepeatedCompositeFieldContainer[pb.Prompt]) -> tuple[Prompt, ...]:

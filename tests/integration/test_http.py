@@ -27,6 +27,31 @@ def test_head_tells_presence_and_delete_ends_it(service: RunningService, cat: by
     assert httpx.head(url).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("if_match", "status"),
+    [
+        (['"{}"'], 200),
+        (['"sha256:0", "{}"'], 200),
+        (['"sha256:0"', '"{}"'], 200),
+        (["{}"], 200),
+        (["*"], 200),
+        (['W/"{}"'], 412),
+        (['"*"'], 412),
+        (['"sha256:0", W/"{}"'], 412),
+        (['"x,{}"'], 412),
+        ([""], 412),
+    ],
+)
+def test_if_match_is_read_as_rfc_9110_says(
+    service: RunningService, cat: bytes, if_match: list[str], status: int
+) -> None:
+    """Any of a list, in one header or several; only strong tags match; a tag may come without its quotes."""
+    url = f"{service.url}/v1/images/if-match"
+    digest = httpx.put(url, content=cat).json()["digest"]
+    answer = httpx.put(url, content=cat, headers=[("if-match", value.format(digest)) for value in if_match])
+    assert answer.status_code == status
+
+
 def test_the_header_x_image_id_must_agree_with_the_path_and_names_one_shot_images(
     service: RunningService, cat: bytes
 ) -> None:
