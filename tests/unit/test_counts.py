@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from pydantic import ValidationError
 
 from service.errors import InvalidPromptError
 from service.prompt import MAX_POINTS, MAX_PROMPTS, Point, Prompt, check_prompts
@@ -43,6 +44,24 @@ def test_too_many_prompts_cost_no_conversion() -> None:
     for call in (lambda: SegmentBody.model_validate(rest), lambda: request_from_pb(rpc)):
         assert refusal_of(call)[1] == "prompts"
     assert time.process_time() - start_s < 0.5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompts": [{"points": [["a", "b", "c"]] * MAX_POINTS}] * MAX_PROMPTS},
+        {"prompts": [{str(n): n for n in range(100_000)}]},
+        {"prompts": [{}], **{str(n): n for n in range(100_000)}},
+    ],
+    ids=["points of text", "unknown fields of a prompt", "unknown fields"],
+)
+def test_a_body_that_is_wrong_everywhere_costs_no_list_of_all_that_is(body: dict[str, object]) -> None:
+    start_s = time.process_time()
+    with pytest.raises((ValidationError, InvalidPromptError)) as caught:
+        SegmentBody.model_validate(body)
+    if isinstance(caught.value, ValidationError):
+        assert len(caught.value.errors()) <= 3
+    assert time.process_time() - start_s < 0.1
 
 
 def test_too_many_points_cost_no_conversion() -> None:
