@@ -7,6 +7,10 @@ from service.mask import Mask, MaskFormat
 from service.prompt import Prompt
 from service.tensors import Geometry
 
+# Digests, one of which the cached image must have (none: it cannot match); ANY_DIGEST: there must be one; None: as is.
+IfMatch = tuple[str, ...] | None
+ANY_DIGEST = ("*",)
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -71,12 +75,12 @@ class EmbedResult:
 
 @dataclass(frozen=True, slots=True)
 class SegmentRequest:
-    """Prompts on one image and how to answer; `if_match`, when given, is the digest the cached bytes must have."""
+    """Prompts on one image and how to answer; `if_match` is what must be cached for it to be answered."""
 
     prompts: tuple[Prompt, ...]
     multimask: bool | None = None
     format: MaskFormat = MaskFormat.RLE
-    if_match: str | None = None
+    if_match: IfMatch = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,13 @@ def chosen_candidates(scores: NDArray[np.float32], *, multimask: bool | None, is
     return [int(index) for index in (best_first if multimask else best_first[:1])]
 
 
+def masks_from_logits(
+    logits: NDArray[np.float16], scores: NDArray[np.float32], chosen: list[int], frame: Frame, mask_format: MaskFormat
+) -> tuple[Mask, ...]:
+    """Turn the `chosen` of one prompt's low-res `logits` [4, 4G, 4G] and `scores` [4] into masks, in that order."""
+    return tuple(mask_from_logits(logits[index], float(scores[index]), frame, mask_format) for index in chosen)
+
+
 def mask_from_logits(logits: NDArray[np.float16], score: float, frame: Frame, mask_format: MaskFormat) -> Mask:
     """Turn low-res `logits` [4G, 4G] into a mask of the original's size."""
     values = logits.astype(np.float32)

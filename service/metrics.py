@@ -11,6 +11,7 @@ from service.cache.redis_observer import BreakerState, Operation, Outcome
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 AGE_BUCKETS_S = (1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
 OK = "ok"
+CANCELLED = "cancelled"  # the client went away
 
 
 class Metrics:
@@ -109,6 +110,6 @@ class Metrics:
         self._redis_breaker_open.set(state is not BreakerState.CLOSED)
 
     def request(self, transport: str, route: str, outcome: str, seconds: float) -> None:
-        """Count one call: `outcome` is `OK` or an error's reason."""
+        """Count one call: `outcome` is `OK`, `CANCELLED` or an error's reason."""
         self._requests.labels(transport, route, outcome).inc()
         self._request_s.labels(transport, route).observe(seconds)

@@ -4,37 +4,34 @@ The seam to the model is `Backend`; `service.triton` implements it, and `tests/f
 """
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.answers import EmbedResult, ImageRecord, ImageRef, Model, SegmentRequest, SegmentResult, Timings
+from service.answers import EmbedResult, IfMatch, ImageRecord, ImageRef, Model, SegmentRequest, SegmentResult, Timings
 from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Region
 from service.cache.contract import CachedImage, CacheLevel, Embedding, Prepared, Wanted
 from service.cache.embeddings import EmbeddingCache, cache_key
 from service.errors import (
     DeadlineExceededError,
-    DigestMismatchError,
     DrainingError,
     ImageNotCachedError,
-    InvalidImageIdError,
     ModelUnavailableError,
     OverloadedError,
     SegmentError,
 )
 from service.image import EncoderInput, ImageLimits, decode_image, digest_of, letterbox
-from service.mask import Frame, Mask, chosen_candidates, mask_from_logits
+from service.mask import Frame, Mask, chosen_candidates, masks_from_logits
 from service.permits import Permits
+from service.preconditions import check_image_id, check_match, not_cached
 from service.prompt import Point, Prompt, PromptBatch, batches_from_prompts, check_prompts
 from service.stopwatch import Stopwatch
 
-IMAGE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@=+-]{0,127}")
 CANARY = Prompt((Point(1, 1),))
 
 
@@ -149,16 +146,21 @@ class Segmenter:
             raise ModelUnavailableError("the model answers a canary with values that are not finite")
         self._model = model
 
-    async def embed(self, ref: ImageRef, data: bytes, deadline_s: float | None = None) -> EmbedResult:
+    async def embed(
+        self, ref: ImageRef, data: bytes, deadline_s: float | None = None, *, if_match: IfMatch = None
+    ) -> EmbedResult:
         """Encode the image in `data` and cache it under its name; no work if these very bytes are cached there.
+
+        `if_match` is about what is cached before; two uploads at once may both find it so, and the later one stays.
 
         Raises:
             SegmentError: any of its kinds but `InvalidPromptError`.
         """
-        _check_image_id(ref.image_id)
+        check_image_id(ref.image_id)
         async with self._admitted(deadline_s) as watch:
-            created = not self._cache.has(self._key(ref))
-            image, level = await self._get_or_encode(ref, data, watch)
+            wanted = await self._wanted(ref, data, if_match)
+            created = not self._cache.has(wanted.key)
+            image, level = await self._get_or_encode(wanted, data, watch)
             if image.place is None:
                 raise OverloadedError("the cache has no room for another image at present; come back in a moment")
             return EmbedResult(self._record(image), created, level, self._done(watch, level, 0))
@@ -169,32 +171,45 @@ class Segmenter:
         Raises:
             SegmentError: any of its kinds but those about image bytes.
         """
-        _check_image_id(ref.image_id)
+        check_image_id(ref.image_id)
         async with self._admitted(deadline_s) as watch:
             image, level = await self._find(ref)
+            check_match(image, request.if_match)
             watch.lap("queue")
             return await self._answer(image, level, request, watch)
 
     async def segment_bytes(
         self, ref: ImageRef, data: bytes, request: SegmentRequest, deadline_s: float | None = None
     ) -> SegmentResult:
-        """Encode and prompt in one call; with an empty id the image is cached under its content digest."""
+        """Encode and prompt in one call; with an empty id the image is cached under its content digest.
+
+        As in `embed`, `if_match` is about what is cached before.
+
+        Raises:
+            SegmentError: any of its kinds but `ImageNotCachedError`.
+        """
         if ref.image_id:
-            _check_image_id(ref.image_id)
+            check_image_id(ref.image_id)
         async with self._admitted(deadline_s) as watch:
-            image, level = await self._get_or_encode(ref, data, watch)
-            return await self._answer(image, level, request, watch)
+            wanted = await self._wanted(ref, data, request.if_match)
+            for _ in range(2):
+                image, level = await self._get_or_encode(wanted, data, watch)
+                with suppress(ImageNotCachedError):  # recycled during the decode: the bytes are here, so once more
+                    return await self._answer(image, level, request, watch)
+        raise OverloadedError("the cache cannot keep the image for as long as an answer takes; come back in a moment")
 
     async def image(self, ref: ImageRef) -> ImageRecord:
         """Return what is known of a cached image."""
-        _check_image_id(ref.image_id)
+        check_image_id(ref.image_id)
         return self._record((await self._find(ref))[0])
 
-    async def delete(self, ref: ImageRef) -> None:
+    async def delete(self, ref: ImageRef, *, if_match: IfMatch = None) -> None:
         """Forget an image."""
-        _check_image_id(ref.image_id)
+        check_image_id(ref.image_id)
+        if if_match is not None:
+            check_match((await self._find(ref))[0], if_match)
         if not await self._cache.delete(self._key(ref)):
-            raise _not_cached()
+            raise not_cached()
 
     @asynccontextmanager
     async def _admitted(self, deadline_s: float | None) -> AsyncIterator[Stopwatch]:
@@ -212,13 +227,21 @@ class Segmenter:
     async def _find(self, ref: ImageRef) -> tuple[CachedImage, CacheLevel]:
         found = await self._cache.find(Wanted(self._key(ref), ref.tenant, ref.image_id))
         if found is None:
-            raise _not_cached()
+            raise not_cached()
         return found
 
-    async def _get_or_encode(self, ref: ImageRef, data: bytes, watch: Stopwatch) -> tuple[CachedImage, CacheLevel]:
-        side = self.model.geometry.input_size
+    async def _wanted(self, ref: ImageRef, data: bytes, if_match: IfMatch) -> Wanted:
+        """Name the image that an upload brings, unless `if_match` is not what is cached under that name."""
         digest = await asyncio.to_thread(digest_of, data)
         ref = ref if ref.image_id else replace(ref, image_id=digest)
+        wanted = Wanted(self._key(ref), ref.tenant, ref.image_id, digest)
+        if if_match is not None:
+            found = await self._cache.find(replace(wanted, digest=None))
+            check_match(None if found is None else found[0], if_match)
+        return wanted
+
+    async def _get_or_encode(self, wanted: Wanted, data: bytes, watch: Stopwatch) -> tuple[CachedImage, CacheLevel]:
+        side = self.model.geometry.input_size
 
         async def prepare() -> Prepared:
             rgb = await asyncio.to_thread(decode_image, data, self.limits)
@@ -232,15 +255,13 @@ class Segmenter:
 
             return Prepared((rgb.shape[0], rgb.shape[1]), placed.valid_size, encode)
 
-        found = await self._cache.get_or_encode(Wanted(self._key(ref), ref.tenant, ref.image_id, digest), prepare)
+        found = await self._cache.get_or_encode(wanted, prepare)
         watch.lap("encode")
         return found
 
     async def _answer(
         self, image: CachedImage, level: CacheLevel, request: SegmentRequest, watch: Stopwatch
     ) -> SegmentResult:
-        if request.if_match not in (None, image.digest):
-            raise DigestMismatchError(f"the cached image has the digest {image.digest}", field="if_match")
         check_prompts(request.prompts, image.size)
         frame = Frame(self.model.geometry.input_size, image.valid_size, image.size)
         scale = (image.valid_size[1] / image.size[1], image.valid_size[0] / image.size[0])
@@ -248,10 +269,14 @@ class Segmenter:
         for batch in batches_from_prompts(request.prompts, scale):
             output = await self._backend.decode(image.embedding, batch, watch.left_s())
             if not self._cache.is_current(image):  # the slot was given away meanwhile: whose masks these are is unknown
-                raise _not_cached()
+                raise not_cached()
             watch.lap("decode")
             prompts = request.prompts[len(results) : len(results) + batch.count]
-            results += await asyncio.to_thread(_masks_from_output, output, prompts, request, frame)
+            for logits, scores, prompt in zip(output.low_res_masks, output.iou_scores, prompts, strict=False):
+                chosen = chosen_candidates(scores, multimask=request.multimask, is_ambiguous=prompt.is_ambiguous)
+                # A thread cannot be interrupted: one prompt at a time, so that deadlines and cancellation hold.
+                masks = await asyncio.to_thread(masks_from_logits, logits, scores, chosen, frame, request.format)
+                results.append(masks)
             watch.lap("masks")
         timings = self._done(watch, level, len(request.prompts))
         return SegmentResult(self._record(image), tuple(results), level, timings)
@@ -266,25 +291,3 @@ class Segmenter:
 
     def _record(self, image: CachedImage) -> ImageRecord:
         return ImageRecord(image.image_id, image.digest, image.size, self.model.identity, image.nbytes)
-
-
-def _masks_from_output(
-    output: DecoderOutput, prompts: tuple[Prompt, ...], request: SegmentRequest, frame: Frame
-) -> list[tuple[Mask, ...]]:
-    answers = []
-    for logits, scores, prompt in zip(output.low_res_masks, output.iou_scores, prompts, strict=False):
-        chosen = chosen_candidates(scores, multimask=request.multimask, is_ambiguous=prompt.is_ambiguous)
-        answers.append(tuple(mask_from_logits(logits[i], float(scores[i]), frame, request.format) for i in chosen))
-    return answers
-
-
-def _check_image_id(image_id: str) -> None:
-    if not IMAGE_ID.fullmatch(image_id):
-        raise InvalidImageIdError(
-            "image_id must start with a letter or digit and hold at most 128 of A-Z a-z 0-9 . _ : @ = + -",
-            field="image_id",
-        )
-
-
-def _not_cached() -> ImageNotCachedError:
-    return ImageNotCachedError("no image is cached under this id; send its bytes again", field="image_id")

@@ -1,20 +1,24 @@
 """The HTTP application: routes, error handlers, and the one middleware that counts and bounds requests."""
 
+import asyncio
 import logging
+from email.message import Message as MediaType
 from time import monotonic
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import Authoriser
 from service.errors import InvalidPromptError, SegmentError
 from service.image import too_many_bytes
 from service.logs import log_failure
-from service.metrics import OK, Metrics
+from service.metrics import CANCELLED, OK, Metrics
 from service.rest.problems import problem, problem_from_error, problem_from_validation
 from service.rest.routes import health, router
 from service.rest.schemas import Problem
@@ -23,9 +27,10 @@ from service.status import INTERNAL, status_of
 
 log = logging.getLogger(__name__)
 
-MAX_JSON_BYTES = 4 * 1024 * 1024
+MAX_JSON_BYTES = 1024 * 1024  # as many prompts of as many points as are allowed, in full precision, are 0.7 MB
 MULTIPART_OVERHEAD_BYTES = 1024 * 1024
 OUTCOME = "sam.outcome"  # where the error handlers leave the reason for the middleware
+CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is there to read it
 
 
 def create_app(segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics) -> FastAPI:
@@ -43,6 +48,7 @@ def create_app(segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics) -
     app.add_exception_handler(SegmentError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_error)
     app.add_middleware(RequestObserver, metrics=metrics, max_image_bytes=segmenter.limits.max_bytes)
     _document_problems(app)
@@ -63,7 +69,7 @@ class RequestObserver:
             await self._app(scope, receive, send)
             return
         start_s, status, received = monotonic(), 500, 0
-        is_json = (b"content-type", b"application/json") in scope["headers"]
+        is_json = _is_json(Headers(scope=scope).get("content-type", ""))
 
         async def bounded_receive() -> Message:
             nonlocal received
@@ -83,10 +89,27 @@ class RequestObserver:
 
         try:
             await self._app(scope, bounded_receive, noting_send)
+        except BaseException as error:  # unknown errors are answered, and logged, further out
+            scope[OUTCOME] = CANCELLED if isinstance(error, asyncio.CancelledError) else status_of(error).reason
+            raise
         finally:
             outcome = scope.get(OUTCOME) or (OK if status < 400 else f"http_{status}")  # noqa: PLR2004 - HTTP's own bound
             route = getattr(scope.get("route"), "path", "unknown")
             self._metrics.request("http", f"{scope['method']} {route}", outcome, monotonic() - start_s)
+
+
+def _is_json(content_type: str) -> bool:
+    """Whether the framework will parse a body of this type as JSON; it reads the header in the same way."""
+    header = MediaType()
+    header["content-type"] = content_type
+    kind, subtype = header.get_content_maintype(), header.get_content_subtype()
+    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
+
+
+async def _on_disconnect(request: Request, _: Exception) -> Response:
+    """Count a client that went away before it had sent its body; that is its right, and no line in the log."""
+    request.scope[OUTCOME] = CANCELLED
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -109,6 +132,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         raise TypeError from error
     if isinstance(error.__context__, SegmentError):  # raised while the framework read the body
         return await _on_error(request, error.__context__)
+    if isinstance(error.__context__, ClientDisconnect):
+        return await _on_disconnect(request, error.__context__)
     reasons = {404: "not_found", 405: "method_not_allowed"}
     if error.status_code not in reasons:
         return await _on_error(request, InvalidPromptError("the body cannot be read", field="body"))

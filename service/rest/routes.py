@@ -1,13 +1,14 @@
 """The HTTP routes. A handler converts in, calls the `Segmenter`, converts out."""
 
 import math
+import re
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Header, Path, Request, Response, UploadFile
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
-from service.answers import ImageRef
+from service.answers import ANY_DIGEST, IfMatch, ImageRef
 from service.errors import InvalidImageIdError, InvalidPromptError
 from service.image import too_many_bytes
 from service.rest import schemas
@@ -21,6 +22,7 @@ router = APIRouter(responses=PROBLEMS)
 health = APIRouter()
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+ENTITY_TAG = re.compile(r'(W/)?"([^"]*)"|([^\s,"]+)')  # or a tag whose quotes were forgotten
 BINARY_BODY = {
     "requestBody": {
         "required": True,
@@ -61,6 +63,14 @@ def image_ref_of(
     return ImageRef(tenant, image_id)
 
 
+def upload_ref_of(
+    tenant: Tenant,
+    x_image_id: Annotated[str, Header(description="Cache under this id; else under the content digest.")] = "",
+) -> ImageRef:
+    """Return the name for an image that the path does not name."""
+    return ImageRef(tenant, x_image_id)
+
+
 def deadline_of(
     x_request_timeout: Annotated[
         str | None, Header(description="Seconds this request may take; capped by the server's own deadline.")
@@ -76,10 +86,25 @@ def deadline_of(
     return deadline_s
 
 
+def if_match_of(
+    if_match: Annotated[
+        list[str] | None,
+        Header(description="Do it only if the cached image has one of these ETags; `*`: only if there is one."),
+    ] = None,
+) -> IfMatch:
+    """Return the digests in If-Match (RFC 9110, 13.1.1): strong comparison, so that weak tags match nothing."""
+    if if_match is None:
+        return None
+    tags = ENTITY_TAG.findall(", ".join(if_match))
+    if any(bare == "*" for _, _, bare in tags):
+        return ANY_DIGEST
+    return tuple(quoted or bare for weak, quoted, bare in tags if not weak and quoted != "*")
+
+
 Core = Annotated[Segmenter, Depends(segmenter_of)]
 Ref = Annotated[ImageRef, Depends(image_ref_of)]
 Deadline = Annotated[float | None, Depends(deadline_of)]
-IfMatch = Annotated[str | None, Header(description="Answer only if the cached image has this ETag.")]
+Condition = Annotated[IfMatch, Depends(if_match_of)]
 
 
 @router.put(
@@ -93,10 +118,10 @@ IfMatch = Annotated[str | None, Header(description="Answer only if the cached im
     openapi_extra=BINARY_BODY,
 )
 async def put_image(
-    ref: Ref, request: Request, response: Response, core: Core, deadline_s: Deadline
+    ref: Ref, request: Request, response: Response, core: Core, deadline_s: Deadline, if_match: Condition
 ) -> schemas.EmbedAnswer:
     """Encode the body and keep its embedding, so that every further prompt skips the encoder."""
-    result = await core.embed(ref, await _body(request, core.limits.max_bytes), deadline_s)
+    result = await core.embed(ref, await _body(request, core.limits.max_bytes), deadline_s, if_match=if_match)
     response.status_code = 201 if result.created else 200
     response.headers["etag"] = f'"{result.image.digest}"'
     return schemas.EmbedAnswer(
@@ -116,19 +141,19 @@ async def get_image(ref: Ref, response: Response, core: Core) -> schemas.ImageBo
 
 
 @router.delete("/v1/images/{image_id}", summary="Forget an image", status_code=204)
-async def delete_image(ref: Ref, core: Core) -> None:
+async def delete_image(ref: Ref, core: Core, if_match: Condition) -> None:
     """Drop the embedding."""
-    await core.delete(ref)
+    await core.delete(ref, if_match=if_match)
 
 
 @router.post(
     "/v1/images/{image_id}/masks", summary="Masks for prompts on a cached image", response_model_exclude_none=True
 )
 async def segment(
-    ref: Ref, body: schemas.SegmentBody, core: Core, deadline_s: Deadline, if_match: IfMatch = None
+    ref: Ref, body: schemas.SegmentBody, core: Core, deadline_s: Deadline, if_match: Condition
 ) -> schemas.SegmentAnswer:
     """Run the decoder only. 404 `image_not_cached` when the embedding is gone: PUT the bytes again."""
-    result = await core.segment(ref, body.to_request(_tag(if_match)), deadline_s)
+    result = await core.segment(ref, body.to_request(if_match), deadline_s)
     return schemas.answer_from_result(result)
 
 
@@ -137,16 +162,16 @@ async def segment_bytes(
     image: Annotated[UploadFile, File(description="The bytes of a JPEG, PNG or WebP still image.")],
     request: Annotated[str, Form(description="JSON of the same form as the body of `/v1/images/{image_id}/masks`.")],
     core: Core,
-    tenant: Tenant,
+    ref: Annotated[ImageRef, Depends(upload_ref_of)],
     deadline_s: Deadline,
-    x_image_id: Annotated[str, Header(description="Cache under this id; else under the content digest.")] = "",
+    if_match: Condition,
 ) -> schemas.SegmentAnswer:
     """For clients that keep no ids. The answer's `image_id` can be prompted again."""
     try:
         body = schemas.SegmentBody.model_validate_json(request)
     except ValidationError as error:
         raise problem_from_validation(error.errors()) from error
-    result = await core.segment_bytes(ImageRef(tenant, x_image_id), await image.read(), body.to_request(), deadline_s)
+    result = await core.segment_bytes(ref, await image.read(), body.to_request(if_match), deadline_s)
     return schemas.answer_from_result(result)
 
 
@@ -188,7 +213,3 @@ async def _body(request: Request, max_bytes: int) -> bytes:
             raise too_many_bytes(max_bytes)
         chunks.append(chunk)
     return b"".join(chunks)
-
-
-def _tag(if_match: str | None) -> str | None:
-    return None if if_match in (None, "*") else if_match.strip('"')

@@ -4,21 +4,36 @@ import base64
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
-from service.answers import ImageRecord, Model, SegmentRequest, SegmentResult, Timings
+from service.answers import IfMatch, ImageRecord, Model, SegmentRequest, SegmentResult, Timings
 from service.cache.contract import CacheLevel
+from service.errors import InvalidPromptError
 from service.mask import Mask, MaskFormat
-from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt
+from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt, check_counts
+
+MAX_FIELDS = 16  # of an object; those that nobody knows are named, but not a hundred thousand of them
 
 
-class PromptBody(BaseModel):
-    """One object to segment, by points, a box, or both."""
+class RequestBody(BaseModel):
+    """An object that clients send; what is wrong with it is found at a cost that its size bounds."""
 
     model_config = ConfigDict(extra="forbid")
 
-    points: list[tuple[float, float, int]] = Field(
+    @model_validator(mode="before")
+    @classmethod
+    def _fields_counted(cls, body: object) -> object:
+        if isinstance(body, dict) and len(body) > MAX_FIELDS:
+            raise InvalidPromptError(f"an object has {len(body)} fields; see /docs for those it may have", field="body")
+        return body
+
+
+class PromptBody(RequestBody):
+    """One object to segment, by points, a box, or both."""
+
+    points: Annotated[list[tuple[float, float, int]], FailFast()] = Field(
         default=[],
+        max_length=MAX_POINTS,
         description=f"Clicks `[x, y, label]` in pixels of the original image (x right, y down); label 1 is foreground, "
         f"0 background. At most {MAX_POINTS}.",
     )
@@ -31,15 +46,16 @@ class PromptBody(BaseModel):
         return Prompt(tuple(Point(*point) for point in self.points), Box(*self.box) if self.box else None)
 
 
-class SegmentBody(BaseModel):
+class SegmentBody(RequestBody):
     """Prompts on one image."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"prompts": [{"points": [[320, 240, 1]], "box": [50, 40, 400, 380]}]}]},
     )
 
-    prompts: list[PromptBody] = Field(description=f"1 to {MAX_PROMPTS} prompts, answered in this order.")
+    prompts: Annotated[list[PromptBody], FailFast()] = Field(
+        description=f"1 to {MAX_PROMPTS} prompts, answered in this order.", min_length=1, max_length=MAX_PROMPTS
+    )
     multimask: bool | None = Field(
         default=None,
         description="true: three candidates, best first. false: the single-mask output. null: the best candidate for a "
@@ -49,8 +65,16 @@ class SegmentBody(BaseModel):
         default=MaskFormat.RLE, description="rle: COCO's compressed run lengths. png: a bilevel PNG, base64."
     )
 
-    def to_request(self, if_match: str | None = None) -> SegmentRequest:
-        """Return the core's request; `if_match` is the header's entity tag or None."""
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _counted(cls, prompts: object) -> object:
+        """Refuse too many prompts or points before each is validated, in the core's words."""
+        if isinstance(prompts, list):
+            check_counts(len(prompts), map(_points_in, prompts))
+        return prompts
+
+    def to_request(self, if_match: IfMatch) -> SegmentRequest:
+        """Return the core's request."""
         prompts = tuple(prompt.to_prompt() for prompt in self.prompts)
         return SegmentRequest(prompts, self.multimask, self.format, if_match)
 
@@ -179,6 +203,11 @@ def model_body(model: Model) -> ModelBody:
     side = model.geometry.grid_size
     shape = (model.geometry.channels, side, side)
     return ModelBody(name=model.name, digest=model.digest, input_size=model.geometry.input_size, embedding_shape=shape)
+
+
+def _points_in(prompt: object) -> int:
+    points = prompt.get("points") if isinstance(prompt, dict) else None
+    return len(points) if isinstance(points, list) else 0
 
 
 def _masks(masks: Sequence[Mask]) -> list[MaskBody]:

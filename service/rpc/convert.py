@@ -2,11 +2,11 @@
 
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
-from service.answers import EmbedResult, ImageRecord, Model, SegmentRequest, SegmentResult, Timings
+from service.answers import EmbedResult, IfMatch, ImageRecord, Model, SegmentRequest, SegmentResult, Timings
 from service.cache.contract import CacheLevel
 from service.errors import InvalidPromptError
 from service.mask import Mask, MaskFormat
-from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt
+from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt, check_counts
 from service.rpc.pb import segment_anything_pb2 as pb
 
 FORMATS = {
@@ -23,14 +23,20 @@ LEVELS = {
 
 def request_from_pb(message: pb.SegmentRequest) -> SegmentRequest:
     """Return the core's request."""
+    check_counts(len(message.prompts), (len(prompt.points) for prompt in message.prompts))
     if message.format not in FORMATS:
         raise InvalidPromptError("format must be rle or png", field="format")
     return SegmentRequest(
         prompts=_prompts_from_pb(message.prompts),
         multimask=message.multimask if message.HasField("multimask") else None,
         format=FORMATS[message.format],
-        if_match=message.if_match if message.HasField("if_match") else None,
+        if_match=if_match_from_pb(message),
     )
+
+
+def if_match_from_pb(message: pb.EmbedImageRequest | pb.DeleteImageRequest | pb.SegmentRequest) -> IfMatch:
+    """Return what must be cached: one digest, any ("*"), or whatever is."""
+    return (message.if_match,) if message.HasField("if_match") else None
 
 
 def _prompts_from_pb(messages: RepeatedCompositeFieldContainer[pb.Prompt]) -> tuple[Prompt, ...]:

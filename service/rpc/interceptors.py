@@ -13,7 +13,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service.errors import SegmentError
 from service.logs import log_failure
-from service.metrics import OK, Metrics
+from service.metrics import CANCELLED, OK, Metrics
+from service.rpc.wire import message_from_bytes
 from service.status import message_of, status_of
 
 log = logging.getLogger(__name__)
@@ -63,20 +64,21 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
         if handler is None or not details.method.startswith(SERVICE_PREFIX):
             return handler
         return grpc.unary_unary_rpc_method_handler(
-            self._observed(details.method.rpartition("/")[2], handler.unary_unary),
-            request_deserializer=handler.request_deserializer,
+            self._observed(details.method.rpartition("/")[2], handler),
             response_serializer=handler.response_serializer,
         )
 
     def _observed(
-        self, route: str, handle: Callable[[Message, grpc.aio.ServicerContext], Awaitable[Message]]
-    ) -> Callable[[Message, grpc.aio.ServicerContext], Awaitable[Message]]:
-        async def observed(request: Message, context: grpc.aio.ServicerContext) -> Message:
+        self, route: str, handler: grpc.RpcMethodHandler
+    ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Message]]:
+        async def observed(data: bytes, context: grpc.aio.ServicerContext) -> Message:
             start_s, outcome = monotonic(), OK
             try:
-                return await handle(request, context)
+                request = message_from_bytes(data, handler.request_deserializer)
+                answer: Message = await handler.unary_unary(request, context)
+                return answer  # noqa: TRY300 - what is below is for failures
             except asyncio.CancelledError:
-                outcome = "cancelled"
+                outcome = CANCELLED
                 raise
             except Exception as error:  # noqa: BLE001 - the one place of this transport where errors end
                 outcome = status_of(error).reason

@@ -18,6 +18,7 @@ from service.segmenter import Segmenter
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SegmentAnything"].full_name
 MESSAGE_OVERHEAD_BYTES = 1024 * 1024
+REFUSED_IMAGE_FACTOR = 2  # what is larger, gRPC refuses itself: RESOURCE_EXHAUSTED, without our reason
 
 
 class RpcServer:
@@ -48,7 +49,10 @@ class RpcServer:
                 ("grpc.so_reuseport", 1),  # the supervisor has made sure that only workers share the port
                 ("grpc.max_connection_age_ms", round(1000 * connection_age_s)),
                 ("grpc.max_connection_age_grace_ms", round(1000 * connection_grace_s)),
-                ("grpc.max_receive_message_length", segmenter.limits.max_bytes + MESSAGE_OVERHEAD_BYTES),
+                (
+                    "grpc.max_receive_message_length",
+                    REFUSED_IMAGE_FACTOR * segmenter.limits.max_bytes + MESSAGE_OVERHEAD_BYTES,
+                ),
             ],
         )
         pb_grpc.add_SegmentAnythingServicer_to_server(SegmentAnythingServicer(segmenter, authoriser), self._server)  # type: ignore[no-untyped-call]

@@ -5,7 +5,14 @@ from grpc.aio import ServicerContext
 from service.answers import ImageRef
 from service.auth import Authoriser
 from service.errors import InvalidImageIdError
-from service.rpc.convert import pb_from_embed_result, pb_from_image, pb_from_model, pb_from_result, request_from_pb
+from service.rpc.convert import (
+    if_match_from_pb,
+    pb_from_embed_result,
+    pb_from_image,
+    pb_from_model,
+    pb_from_result,
+    request_from_pb,
+)
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from service.segmenter import Segmenter
@@ -21,7 +28,8 @@ class SegmentAnythingServicer(pb_grpc.SegmentAnythingServicer):
     async def EmbedImage(self, request: pb.EmbedImageRequest, context: ServicerContext) -> pb.EmbedImageResponse:
         """Encode an image and cache it."""
         ref = self._ref(request.image_id, context)
-        return pb_from_embed_result(await self._segmenter.embed(ref, request.image, context.time_remaining()))
+        if_match, deadline_s = if_match_from_pb(request), context.time_remaining()
+        return pb_from_embed_result(await self._segmenter.embed(ref, request.image, deadline_s, if_match=if_match))
 
     async def GetImage(self, request: pb.GetImageRequest, context: ServicerContext) -> pb.GetImageResponse:
         """Return what is known of a cached image."""
@@ -30,7 +38,7 @@ class SegmentAnythingServicer(pb_grpc.SegmentAnythingServicer):
 
     async def DeleteImage(self, request: pb.DeleteImageRequest, context: ServicerContext) -> pb.DeleteImageResponse:
         """Forget an image."""
-        await self._segmenter.delete(self._ref(request.image_id, context))
+        await self._segmenter.delete(self._ref(request.image_id, context), if_match=if_match_from_pb(request))
         return pb.DeleteImageResponse()
 
     async def Segment(self, request: pb.SegmentRequest, context: ServicerContext) -> pb.SegmentResponse:
@@ -40,7 +48,7 @@ class SegmentAnythingServicer(pb_grpc.SegmentAnythingServicer):
             request_from_pb(request),
             context.time_remaining(),
         )
-        if request.image:
+        if request.HasField("image"):
             return pb_from_result(await self._segmenter.segment_bytes(ref, request.image, prompts, deadline_s))
         return pb_from_result(await self._segmenter.segment(ref, prompts, deadline_s))
 

@@ -29,13 +29,17 @@ class Caller(Protocol):
 
     code: object
 
-    def embed(self, image_id: str, data: bytes, timeout_s: float | None = None) -> dict[str, Any] | Failure: ...
+    def embed(
+        self, image_id: str, data: bytes, timeout_s: float | None = None, if_match: str | None = None
+    ) -> dict[str, Any] | Failure: ...
     def image(self, image_id: str) -> dict[str, Any] | Failure: ...
-    def delete(self, image_id: str) -> dict[str, Any] | Failure: ...
+    def delete(self, image_id: str, if_match: str | None = None) -> dict[str, Any] | Failure: ...
     def segment(
         self, image_id: str, body: Mapping[str, Any], if_match: str | None = None
     ) -> dict[str, Any] | Failure: ...
-    def segment_bytes(self, data: bytes, body: Mapping[str, Any]) -> dict[str, Any] | Failure: ...
+    def segment_bytes(
+        self, data: bytes, body: Mapping[str, Any], image_id: str = "", if_match: str | None = None
+    ) -> dict[str, Any] | Failure: ...
     def model(self) -> dict[str, Any] | Failure: ...
 
 
@@ -50,23 +54,29 @@ class RestCaller:
     def close(self) -> None:
         self._client.close()
 
-    def embed(self, image_id: str, data: bytes, timeout_s: float | None = None) -> dict[str, Any] | Failure:
-        headers = {} if timeout_s is None else {"x-request-timeout": str(timeout_s)}
+    def embed(
+        self, image_id: str, data: bytes, timeout_s: float | None = None, if_match: str | None = None
+    ) -> dict[str, Any] | Failure:
+        headers = _condition(if_match) | ({} if timeout_s is None else {"x-request-timeout": str(timeout_s)})
         answer = self._call("PUT", f"/v1/images/{image_id}", content=data, headers=headers)
         return answer if isinstance(answer, Failure) else {**answer, "created": self.code == 201}
 
     def image(self, image_id: str) -> dict[str, Any] | Failure:
         return self._call("GET", f"/v1/images/{image_id}")
 
-    def delete(self, image_id: str) -> dict[str, Any] | Failure:
-        return self._call("DELETE", f"/v1/images/{image_id}")
+    def delete(self, image_id: str, if_match: str | None = None) -> dict[str, Any] | Failure:
+        return self._call("DELETE", f"/v1/images/{image_id}", headers=_condition(if_match))
 
     def segment(self, image_id: str, body: Mapping[str, Any], if_match: str | None = None) -> dict[str, Any] | Failure:
-        headers = {"content-type": "application/json"} | ({} if if_match is None else {"if-match": f'"{if_match}"'})
+        headers = {"content-type": "application/json"} | _condition(if_match)
         return self._call("POST", f"/v1/images/{image_id}/masks", content=json.dumps(body), headers=headers)
 
-    def segment_bytes(self, data: bytes, body: Mapping[str, Any]) -> dict[str, Any] | Failure:
-        return self._call("POST", "/v1/masks", files={"image": data}, data={"request": json.dumps(body)})
+    def segment_bytes(
+        self, data: bytes, body: Mapping[str, Any], image_id: str = "", if_match: str | None = None
+    ) -> dict[str, Any] | Failure:
+        headers = _condition(if_match) | ({"x-image-id": image_id} if image_id else {})
+        form = {"request": json.dumps(body)}
+        return self._call("POST", "/v1/masks", files={"image": data}, data=form, headers=headers)
 
     def model(self) -> dict[str, Any] | Failure:
         return self._call("GET", "/v1/model")
@@ -96,8 +106,11 @@ class GrpcCaller:
     def close(self) -> None:
         self._channel.close()
 
-    def embed(self, image_id: str, data: bytes, timeout_s: float | None = None) -> dict[str, Any] | Failure:
-        answer = self._call("EmbedImage", pb.EmbedImageRequest(image_id=image_id, image=data), timeout_s)
+    def embed(
+        self, image_id: str, data: bytes, timeout_s: float | None = None, if_match: str | None = None
+    ) -> dict[str, Any] | Failure:
+        request = pb.EmbedImageRequest(image_id=image_id, image=data, if_match=if_match)
+        answer = self._call("EmbedImage", request, timeout_s)
         if isinstance(answer, Failure):
             return answer
         return {**_image(answer.image), "created": answer.created, "cache": _level(answer.cache)}
@@ -106,20 +119,20 @@ class GrpcCaller:
         answer = self._call("GetImage", pb.GetImageRequest(image_id=image_id))
         return answer if isinstance(answer, Failure) else _image(answer.image)
 
-    def delete(self, image_id: str) -> dict[str, Any] | Failure:
-        answer = self._call("DeleteImage", pb.DeleteImageRequest(image_id=image_id))
+    def delete(self, image_id: str, if_match: str | None = None) -> dict[str, Any] | Failure:
+        answer = self._call("DeleteImage", pb.DeleteImageRequest(image_id=image_id, if_match=if_match))
         return answer if isinstance(answer, Failure) else {}
 
     def segment(self, image_id: str, body: Mapping[str, Any], if_match: str | None = None) -> dict[str, Any] | Failure:
         request = _request(body)
-        request.image_id = image_id
-        if if_match is not None:
-            request.if_match = if_match
+        request.MergeFrom(pb.SegmentRequest(image_id=image_id, if_match=if_match))
         return self._segment(request)
 
-    def segment_bytes(self, data: bytes, body: Mapping[str, Any]) -> dict[str, Any] | Failure:
+    def segment_bytes(
+        self, data: bytes, body: Mapping[str, Any], image_id: str = "", if_match: str | None = None
+    ) -> dict[str, Any] | Failure:
         request = _request(body)
-        request.image = data
+        request.MergeFrom(pb.SegmentRequest(image_id=image_id, image=data, if_match=if_match))
         return self._segment(request)
 
     def model(self) -> dict[str, Any] | Failure:
@@ -150,6 +163,12 @@ class GrpcCaller:
             return _failure(error)
         self.code = grpc.StatusCode.OK
         return answer
+
+
+def _condition(if_match: str | None) -> dict[str, str]:
+    if if_match is None:
+        return {}
+    return {"if-match": if_match if if_match == "*" else f'"{if_match}"'}
 
 
 def _failure(error: Any) -> Failure:  # noqa: ANN401 - grpc has no types

@@ -98,6 +98,52 @@ def test_the_model_s_facts_are_equal(callers: list[Caller]) -> None:
     assert channels > 0
 
 
+def test_a_one_shot_request_without_a_byte_of_image_is_no_request_for_a_cached_one(callers: list[Caller]) -> None:
+    failure = same(callers, lambda caller: caller.segment_bytes(b"", {"prompts": [CLICK]}, "coffee"))
+    assert (failure.reason, failure.field) == ("unsupported_image", "image")
+
+
+def conditional_calls(data: bytes, image_id: str) -> dict[str, Callable[[Caller, str], Any]]:
+    body = {"prompts": [CLICK]}
+    return {
+        "embed": lambda caller, tag: caller.embed(image_id, data, if_match=tag),
+        "segment": lambda caller, tag: caller.segment(image_id, body, tag),
+        "segment_bytes": lambda caller, tag: caller.segment_bytes(data, body, image_id, tag),
+        "delete": lambda caller, tag: caller.delete(image_id, tag),
+    }
+
+
+@pytest.mark.parametrize("call", conditional_calls(b"", ""))
+def test_a_condition_on_what_is_cached_holds_or_nothing_is_done(
+    callers: list[Caller], coffee: bytes, cat: bytes, call: str
+) -> None:
+    for caller in callers:
+        conditional = conditional_calls(cat, "if-match")[call]
+        for tag in ("match", "*"):
+            digest = caller.embed("if-match", coffee)["digest"]
+            refused = conditional(caller, "sha256:0")
+            assert (refused.reason, refused.field) == ("digest_mismatch", "if_match")
+            assert caller.image("if-match")["digest"] == digest
+            assert not isinstance(conditional(caller, digest if tag == "match" else tag), Failure)
+            cached = caller.image("if-match")
+            if call == "delete":
+                assert cached.reason == "image_not_cached"
+            else:
+                assert (cached["digest"] == digest) == (call == "segment")
+    callers[0].delete("if-match")
+
+
+@pytest.mark.parametrize("tag", ["sha256:0", "*"])
+@pytest.mark.parametrize("call", conditional_calls(b"", ""))
+def test_where_nothing_is_cached_no_condition_on_it_holds(
+    callers: list[Caller], cat: bytes, call: str, tag: str
+) -> None:
+    failure = same(callers, lambda caller: conditional_calls(cat, "nothing")[call](caller, tag))
+    uploads = call in ("embed", "segment_bytes")
+    assert failure.reason == ("digest_mismatch" if uploads else "image_not_cached")
+    assert same(callers, lambda caller: caller.image("nothing")).reason == "image_not_cached"
+
+
 BAD_PROMPTS = {
     "no prompts": ({"prompts": []}, "prompts"),
     "too many prompts": ({"prompts": [CLICK] * (MAX_PROMPTS + 1)}, "prompts"),

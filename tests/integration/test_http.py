@@ -5,6 +5,7 @@ import re
 import httpx
 import pytest
 
+from service.prompt import MAX_POINTS, MAX_PROMPTS
 from service.status import INTERNAL, STATUS
 from tests.running import RunningService
 
@@ -24,6 +25,31 @@ def test_head_tells_presence_and_delete_ends_it(service: RunningService, cat: by
     assert (answer.status_code, answer.content, answer.headers["etag"]) == (200, b"", etag)
     assert httpx.delete(url).status_code == 204
     assert httpx.head(url).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("if_match", "status"),
+    [
+        (['"{}"'], 200),
+        (['"sha256:0", "{}"'], 200),
+        (['"sha256:0"', '"{}"'], 200),
+        (["{}"], 200),
+        (["*"], 200),
+        (['W/"{}"'], 412),
+        (['"*"'], 412),
+        (['"sha256:0", W/"{}"'], 412),
+        (['"x,{}"'], 412),
+        ([""], 412),
+    ],
+)
+def test_if_match_is_read_as_rfc_9110_says(
+    service: RunningService, cat: bytes, if_match: list[str], status: int
+) -> None:
+    """Any of a list, in one header or several; only strong tags match; a tag may come without its quotes."""
+    url = f"{service.url}/v1/images/if-match"
+    digest = httpx.put(url, content=cat).json()["digest"]
+    answer = httpx.put(url, content=cat, headers=[("if-match", value.format(digest)) for value in if_match])
+    assert answer.status_code == status
 
 
 def test_the_header_x_image_id_must_agree_with_the_path_and_names_one_shot_images(
@@ -55,10 +81,23 @@ def test_a_body_without_content_type_is_told_what_to_send(service: RunningServic
     assert "content-type: application/json" in answer.json()["detail"]
 
 
-def test_a_json_body_is_bounded(service: RunningService) -> None:
-    headers = {"content-type": "application/json"}
-    answer = httpx.post(f"{service.url}/v1/images/any/masks", content=b" " * 5_000_000, headers=headers)
-    assert (answer.status_code, answer.json()["reason"]) == (422, "invalid_prompt")
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON", "application/x+json"]
+)
+def test_a_json_body_is_bounded(service: RunningService, content_type: str) -> None:
+    """In bytes, however its media type is written: a body of that many blanks is valid but for its size."""
+    headers = {"content-type": content_type}
+    answer = httpx.post(f"{service.url}/v1/images/any/masks", content=b" " * 1_100_000, headers=headers)
+    assert (answer.status_code, answer.json()["field"]) == (422, "body")
+    assert "1048576 bytes" in answer.json()["detail"]
+
+
+def test_the_largest_request_fits_the_bound(service: RunningService, cat: bytes) -> None:
+    httpx.put(f"{service.url}/v1/images/largest", content=cat)
+    points = [[100 + n / 3e4, 200 + n / 7e4, 1] for n in range(MAX_POINTS)]
+    body = {"prompts": [{"points": points, "box": [1 / 3, 1 / 7, 200 / 3, 200 / 7]}] * MAX_PROMPTS}
+    answer = httpx.post(f"{service.url}/v1/images/largest/masks", json=body, timeout=60)
+    assert len(answer.json()["results"]) == MAX_PROMPTS
 
 
 def test_a_multipart_form_with_a_part_missing_or_broken_is_told_so(service: RunningService, cat: bytes) -> None:

@@ -1,6 +1,7 @@
 """The core, against a backend that costs nothing."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 
 import numpy as np
@@ -13,6 +14,7 @@ from service.cache.contract import CacheLevel, Wanted
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
 from service.image import ImageLimits
+from service.mask import Mask, mask_from_logits
 from service.permits import Permits
 from service.prompt import Point, Prompt
 from service.segmenter import Segmenter
@@ -98,10 +100,10 @@ def test_other_bytes_under_an_id_get_another_digest_and_old_if_match_is_refused(
         replaced = await core.segmenter.embed(A, OTHER)
         assert replaced.image.digest != old
         assert not replaced.created
-        request = SegmentRequest(CLICK.prompts, if_match=old)
+        request = SegmentRequest(CLICK.prompts, if_match=(old,))
         with pytest.raises(errors.DigestMismatchError):
             await core.segmenter.segment(A, request)
-        await core.segmenter.segment(A, SegmentRequest(CLICK.prompts, if_match=replaced.image.digest))
+        await core.segmenter.segment(A, SegmentRequest(CLICK.prompts, if_match=(replaced.image.digest,)))
 
     run(scenario)
 
@@ -219,6 +221,37 @@ def test_the_same_name_of_two_tenants_is_two_images() -> None:
         await core.segmenter.embed(ImageRef("other", "a"), OTHER)
         assert (await core.segmenter.image(A)).digest != (await core.segmenter.image(ImageRef("other", "a"))).digest
 
+    run(scenario)
+
+
+def test_a_request_that_brought_the_bytes_is_answered_though_its_slot_was_given_away() -> None:
+    async def scenario(core: Core) -> None:
+        current = iter([False, True, False, False])
+        core.segmenter._cache.is_current = lambda _: next(current)
+        assert (await core.segmenter.segment_bytes(A, PHOTO, CLICK)).image.image_id == "a"
+        assert core.backend.decodes == 2
+        with pytest.raises(errors.OverloadedError):
+            await core.segmenter.segment_bytes(A, PHOTO, CLICK)
+
+    run(scenario)
+
+
+def test_the_deadline_holds_between_the_masks_of_two_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Mask] = []
+
+    def slow_mask(*arguments: object) -> Mask:
+        time.sleep(0.02)
+        made.append(mask_from_logits(*arguments))
+        return made[-1]
+
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        with pytest.raises(errors.DeadlineExceededError):
+            await core.segmenter.segment(A, SegmentRequest(CLICK.prompts * 30), deadline_s=0.1)
+        await asyncio.sleep(0.6)  # as long as all of them take
+        assert len(made) < 15
+
+    monkeypatch.setattr("service.mask.mask_from_logits", slow_mask)
     run(scenario)
 
 

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%service/rpc/pb/segment_anything.proto\x12\x06sam.v1\"%\n\x04Size\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\"m\n\x05Image\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x1a\n\x04size\x18\x03 \x01(\x0b\x32\x0c.sam.v1.Size\x12\r\n\x05model\x18\x04 \x01(\t\x12\x17\n\x0f\x65mbedding_bytes\x18\x05 \x01(\x04\"e\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x11\n\tencode_ms\x18\x02 \x01(\x01\x12\x11\n\tdecode_ms\x18\x03 \x01(\x01\x12\x10\n\x08masks_ms\x18\x04 \x01(\x01\x12\x10\n\x08total_ms\x18\x05 \x01(\x01\"4\n\x11\x45mbedImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\"\x88\x01\n\x12\x45mbedImageResponse\x12\x1c\n\x05image\x18\x01 \x01(\x0b\x32\r.sam.v1.Image\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12!\n\x05\x63\x61\x63he\x18\x03 \x01(\x0e\x32\x12.sam.v1.CacheLevel\x12 \n\x07timings\x18\x04 \x01(\x0b\x32\x0f.sam.v1.Timings\"#\n\x0fGetImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\"0\n\x10GetImageResponse\x12\x1c\n\x05image\x18\x01 \x01(\x0b\x32\r.sam.v1.Image\"&\n\x12\x44\x65leteImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteImageResponse\",\n\x05Point\x12\t\n\x01x\x18\x01 \x01(\x01\x12\t\n\x01y\x18\x02 \x01(\x01\x12\r\n\x05label\x18\x03 \x01(\x05\"5\n\x03\x42ox\x12\n\n\x02x0\x18\x01 \x01(\x01\x12\n\n\x02y0\x18\x02 \x01(\x01\x12\n\n\x02x1\x18\x03 \x01(\x01\x12\n\n\x02y1\x18\x04 \x01(\x01\"A\n\x06Prompt\x12\x1d\n\x06points\x18\x01 \x03(\x0b\x32\r.sam.v1.Point\x12\x18\n\x03\x62ox\x18\x02 \x01(\x0b\x32\x0b.sam.v1.Box\"\xc0\x01\n\x0eSegmentRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x1f\n\x07prompts\x18\x03 \x03(\x0b\x32\x0e.sam.v1.Prompt\x12\x16\n\tmultimask\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\"\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x12.sam.v1.MaskFormat\x12\x15\n\x08if_match\x18\x06 \x01(\tH\x01\x88\x01\x01\x42\x0c\n\n_multimaskB\x0b\n\t_if_match\"B\n\x0b\x42oundingBox\x12\t\n\x01x\x18\x01 \x01(\r\x12\t\n\x01y\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\"\x86\x01\n\x04Mask\x12\x14\n\nrle_counts\x18\x01 \x01(\x0cH\x00\x12\r\n\x03png\x18\x02 \x01(\x0cH\x00\x12\r\n\x05score\x18\x03 \x01(\x01\x12\x11\n\tstability\x18\x04 \x01(\x01\x12!\n\x04\x62\x62ox\x18\x05 \x01(\x0b\x32\x13.sam.v1.BoundingBox\x12\x0c\n\x04\x61rea\x18\x06 \x01(\x04\x42\x06\n\x04\x64\x61ta\"%\n\x06Result\x12\x1b\n\x05masks\x18\x01 \x03(\x0b\x32\x0c.sam.v1.Mask\"\x95\x01\n\x0fSegmentResponse\x12\x1c\n\x05image\x18\x01 \x01(\x0b\x32\r.sam.v1.Image\x12!\n\x05\x63\x61\x63he\x18\x02 \x01(\x0e\x32\x12.sam.v1.CacheLevel\x12\x1f\n\x07results\x18\x03 \x03(\x0b\x32\x0e.sam.v1.Result\x12 \n\x07timings\x18\x04 \x01(\x0b\x32\x0f.sam.v1.Timings\"\x11\n\x0fGetModelRequest\"\x86\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\ninput_size\x18\x03 \x01(\r\x12\x17\n\x0f\x65mbedding_shape\x18\x04 \x03(\r\x12\x13\n\x0bmax_prompts\x18\x05 \x01(\r\x12\x12\n\nmax_points\x18\x06 \x01(\r*n\n\nCacheLevel\x12\x1b\n\x17\x43\x41\x43HE_LEVEL_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43\x41\x43HE_LEVEL_MEMORY\x10\x01\x12\x14\n\x10\x43\x41\x43HE_LEVEL_MISS\x10\x02\x12\x15\n\x11\x43\x41\x43HE_LEVEL_REDIS\x10\x03*S\n\nMaskFormat\x12\x1b\n\x17MASK_FORMAT_UNSPECIFIED\x10\x00\x12\x13\n\x0fMASK_FORMAT_RLE\x10\x01\x12\x13\n\x0fMASK_FORMAT_PNG\x10\x02\x32\xd8\x02\n\x0fSegmentAnything\x12\x43\n\nEmbedImage\x12\x19.sam.v1.EmbedImageRequest\x1a\x1a.sam.v1.EmbedImageResponse\x12=\n\x08GetImage\x12\x17.sam.v1.GetImageRequest\x1a\x18.sam.v1.GetImageResponse\x12\x46\n\x0b\x44\x65leteImage\x12\x1a.sam.v1.DeleteImageRequest\x1a\x1b.sam.v1.DeleteImageResponse\x12:\n\x07Segment\x12\x16.sam.v1.SegmentRequest\x1a\x17.sam.v1.SegmentResponse\x12=\n\x08GetModel\x12\x17.sam.v1.GetModelRequest\x1a\x18.sam.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%service/rpc/pb/segment_anything.proto\x12\x06sam.v1\"%\n\x04Size\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\"m\n\x05Image\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x1a\n\x04size\x18\x03 \x01(\x0b\x32\x0c.sam.v1.Size\x12\r\n\x05model\x18\x04 \x01(\t\x12\x17\n\x0f\x65mbedding_bytes\x18\x05 \x01(\x04\"e\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x11\n\tencode_ms\x18\x02 \x01(\x01\x12\x11\n\tdecode_ms\x18\x03 \x01(\x01\x12\x10\n\x08masks_ms\x18\x04 \x01(\x01\x12\x10\n\x08total_ms\x18\x05 \x01(\x01\"X\n\x11\x45mbedImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x15\n\x08if_match\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_if_match\"\x88\x01\n\x12\x45mbedImageResponse\x12\x1c\n\x05image\x18\x01 \x01(\x0b\x32\r.sam.v1.Image\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12!\n\x05\x63\x61\x63he\x18\x03 \x01(\x0e\x32\x12.sam.v1.CacheLevel\x12 \n\x07timings\x18\x04 \x01(\x0b\x32\x0f.sam.v1.Timings\"#\n\x0fGetImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\"0\n\x10GetImageResponse\x12\x1c\n\x05image\x18\x01 \x01(\x0b\x32\r.sam.v1.Image\"J\n\x12\x44\x65leteImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x15\n\x08if_match\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_if_match\"\x15\n\x13\x44\x65leteImageResponse\",\n\x05Point\x12\t\n\x01x\x18\x01 \x01(\x01\x12\t\n\x01y\x18\x02 \x01(\x01\x12\r\n\x05label\x18\x03 \x01(\x05\"5\n\x03\x42ox\x12\n\n\x02x0\x18\x01 \x01(\x01\x12\n\n\x02y0\x18\x02 \x01(\x01\x12\n\n\x02x1\x18\x03 \x01(\x01\x12\n\n\x02y1\x18\x04 \x01(\x01\"A\n\x06Prompt\x12\x1d\n\x06points\x18\x01 \x03(\x0b\x32\r.sam.v1.Point\x12\x18\n\x03\x62ox\x18\x02 \x01(\x0b\x32\x0b.sam.v1.Box\"\xcf\x01\n\x0eSegmentRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x12\n\x05image\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x1f\n\x07prompts\x18\x03 \x03(\x0b\x32\x0e.sam.v1.Prompt\x12\x16\n\tmultimask\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\"\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x12.sam.v1.MaskFormat\x12\x15\n\x08if_match\x18\x06 \x01(\tH\x02\x88\x01\x01\x42\x08\n\x06_imageB\x0c\n\n_multimaskB\x0b\n\t_if_match\"B\n\x0b\x42oundingBox\x12\t\n\x01x\x18\x01 \x01(\r\x12\t\n\x01y\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\"\x86\x01\n\x04Mask\x12\x14\n\nrle_counts\x18\x01 \x01(\x0cH\x00\x12\r\n\x03png\x18\x02 \x01(\x0cH\x00\x12\r\n\x05score\x18\x03 \x01(\x01\x12\x11\n\tstability\x18\x04 \x01(\x01\x12!\n\x04\x62\x62ox\x18\x05 \x01(\x0b\x32\x13.sam.v1.BoundingBox\x12\x0c\n\x04\x61rea\x18\x06 \x01(\x04\x42\x06\n\x04\x64\x61ta\"%\n\x06Result\x12\x1b\n\x05masks\x18\x01 \x03(\x0b\x32\x0c.sam.v1.Mask\"\x95\x01\n\x0fSegmentResponse\x12\x1c\n\x05image\x18\x01 \x01(\x0b\x32\r.sam.v1.Image\x12!\n\x05\x63\x61\x63he\x18\x02 \x01(\x0e\x32\x12.sam.v1.CacheLevel\x12\x1f\n\x07results\x18\x03 \x03(\x0b\x32\x0e.sam.v1.Result\x12 \n\x07timings\x18\x04 \x01(\x0b\x32\x0f.sam.v1.Timings\"\x11\n\x0fGetModelRequest\"\x86\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\ninput_size\x18\x03 \x01(\r\x12\x17\n\x0f\x65mbedding_shape\x18\x04 \x03(\r\x12\x13\n\x0bmax_prompts\x18\x05 \x01(\r\x12\x12\n\nmax_points\x18\x06 \x01(\r*n\n\nCacheLevel\x12\x1b\n\x17\x43\x41\x43HE_LEVEL_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43\x41\x43HE_LEVEL_MEMORY\x10\x01\x12\x14\n\x10\x43\x41\x43HE_LEVEL_MISS\x10\x02\x12\x15\n\x11\x43\x41\x43HE_LEVEL_REDIS\x10\x03*S\n\nMaskFormat\x12\x1b\n\x17MASK_FORMAT_UNSPECIFIED\x10\x00\x12\x13\n\x0fMASK_FORMAT_RLE\x10\x01\x12\x13\n\x0fMASK_FORMAT_PNG\x10\x02\x32\xd8\x02\n\x0fSegmentAnything\x12\x43\n\nEmbedImage\x12\x19.sam.v1.EmbedImageRequest\x1a\x1a.sam.v1.EmbedImageResponse\x12=\n\x08GetImage\x12\x17.sam.v1.GetImageRequest\x1a\x18.sam.v1.GetImageResponse\x12\x46\n\x0b\x44\x65leteImage\x12\x1a.sam.v1.DeleteImageRequest\x1a\x1b.sam.v1.DeleteImageResponse\x12:\n\x07Segment\x12\x16.sam.v1.SegmentRequest\x1a\x17.sam.v1.SegmentResponse\x12=\n\x08GetModel\x12\x17.sam.v1.GetModelRequest\x1a\x18.sam.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'service.rpc.pb.segment_anything_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CACHELEVEL']._serialized_start=1560
-  _globals['_CACHELEVEL']._serialized_end=1670
-  _globals['_MASKFORMAT']._serialized_start=1672
-  _globals['_MASKFORMAT']._serialized_end=1755
+  _globals['_CACHELEVEL']._serialized_start=1647
+  _globals['_CACHELEVEL']._serialized_end=1757
+  _globals['_MASKFORMAT']._serialized_start=1759
+  _globals['_MASKFORMAT']._serialized_end=1842
   _globals['_SIZE']._serialized_start=49
   _globals['_SIZE']._serialized_end=86
   _globals['_IMAGE']._serialized_start=88
@@ -42,37 +42,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TIMINGS']._serialized_start=199
   _globals['_TIMINGS']._serialized_end=300
   _globals['_EMBEDIMAGEREQUEST']._serialized_start=302
-  _globals['_EMBEDIMAGEREQUEST']._serialized_end=354
-  _globals['_EMBEDIMAGERESPONSE']._serialized_start=357
-  _globals['_EMBEDIMAGERESPONSE']._serialized_end=493
-  _globals['_GETIMAGEREQUEST']._serialized_start=495
-  _globals['_GETIMAGEREQUEST']._serialized_end=530
-  _globals['_GETIMAGERESPONSE']._serialized_start=532
-  _globals['_GETIMAGERESPONSE']._serialized_end=580
-  _globals['_DELETEIMAGEREQUEST']._serialized_start=582
-  _globals['_DELETEIMAGEREQUEST']._serialized_end=620
-  _globals['_DELETEIMAGERESPONSE']._serialized_start=622
-  _globals['_DELETEIMAGERESPONSE']._serialized_end=643
-  _globals['_POINT']._serialized_start=645
-  _globals['_POINT']._serialized_end=689
-  _globals['_BOX']._serialized_start=691
-  _globals['_BOX']._serialized_end=744
-  _globals['_PROMPT']._serialized_start=746
-  _globals['_PROMPT']._serialized_end=811
-  _globals['_SEGMENTREQUEST']._serialized_start=814
-  _globals['_SEGMENTREQUEST']._serialized_end=1006
-  _globals['_BOUNDINGBOX']._serialized_start=1008
-  _globals['_BOUNDINGBOX']._serialized_end=1074
-  _globals['_MASK']._serialized_start=1077
-  _globals['_MASK']._serialized_end=1211
-  _globals['_RESULT']._serialized_start=1213
-  _globals['_RESULT']._serialized_end=1250
-  _globals['_SEGMENTRESPONSE']._serialized_start=1253
-  _globals['_SEGMENTRESPONSE']._serialized_end=1402
-  _globals['_GETMODELREQUEST']._serialized_start=1404
-  _globals['_GETMODELREQUEST']._serialized_end=1421
-  _globals['_GETMODELRESPONSE']._serialized_start=1424
-  _globals['_GETMODELRESPONSE']._serialized_end=1558
-  _globals['_SEGMENTANYTHING']._serialized_start=1758
-  _globals['_SEGMENTANYTHING']._serialized_end=2102
+  _globals['_EMBEDIMAGEREQUEST']._serialized_end=390
+  _globals['_EMBEDIMAGERESPONSE']._serialized_start=393
+  _globals['_EMBEDIMAGERESPONSE']._serialized_end=529
+  _globals['_GETIMAGEREQUEST']._serialized_start=531
+  _globals['_GETIMAGEREQUEST']._serialized_end=566
+  _globals['_GETIMAGERESPONSE']._serialized_start=568
+  _globals['_GETIMAGERESPONSE']._serialized_end=616
+  _globals['_DELETEIMAGEREQUEST']._serialized_start=618
+  _globals['_DELETEIMAGEREQUEST']._serialized_end=692
+  _globals['_DELETEIMAGERESPONSE']._serialized_start=694
+  _globals['_DELETEIMAGERESPONSE']._serialized_end=715
+  _globals['_POINT']._serialized_start=717
+  _globals['_POINT']._serialized_end=761
+  _globals['_BOX']._serialized_start=763
+  _globals['_BOX']._serialized_end=816
+  _globals['_PROMPT']._serialized_start=818
+  _globals['_PROMPT']._serialized_end=883
+  _globals['_SEGMENTREQUEST']._serialized_start=886
+  _globals['_SEGMENTREQUEST']._serialized_end=1093
+  _globals['_BOUNDINGBOX']._serialized_start=1095
+  _globals['_BOUNDINGBOX']._serialized_end=1161
+  _globals['_MASK']._serialized_start=1164
+  _globals['_MASK']._serialized_end=1298
+  _globals['_RESULT']._serialized_start=1300
+  _globals['_RESULT']._serialized_end=1337
+  _globals['_SEGMENTRESPONSE']._serialized_start=1340
+  _globals['_SEGMENTRESPONSE']._serialized_end=1489
+  _globals['_GETMODELREQUEST']._serialized_start=1491
+  _globals['_GETMODELREQUEST']._serialized_end=1508
+  _globals['_GETMODELRESPONSE']._serialized_start=1511
+  _globals['_GETMODELRESPONSE']._serialized_end=1645
+  _globals['_SEGMENTANYTHING']._serialized_start=1845
+  _globals['_SEGMENTANYTHING']._serialized_end=2189
 # @@protoc_insertion_point(module_scope)

@@ -64,12 +64,14 @@ class Timings(_message.Message):
     def __init__(self, queue_ms: _Optional[float] = ..., encode_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., masks_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
 
 class EmbedImageRequest(_message.Message):
-    __slots__ = ("image_id", "image")
+    __slots__ = ("image_id", "image", "if_match")
     IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
+    IF_MATCH_FIELD_NUMBER: _ClassVar[int]
     image_id: str
     image: bytes
-    def __init__(self, image_id: _Optional[str] = ..., image: _Optional[bytes] = ...) -> None: ...
+    if_match: str
+    def __init__(self, image_id: _Optional[str] = ..., image: _Optional[bytes] = ..., if_match: _Optional[str] = ...) -> None: ...
 
 class EmbedImageResponse(_message.Message):
     __slots__ = ("image", "created", "cache", "timings")
@@ -96,10 +98,12 @@ class GetImageResponse(_message.Message):
     def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
 
 class DeleteImageRequest(_message.Message):
-    __slots__ = ("image_id",)
+    __slots__ = ("image_id", "if_match")
     IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    IF_MATCH_FIELD_NUMBER: _ClassVar[int]
     image_id: str
-    def __init__(self, image_id: _Optional[str] = ...) -> None: ...
+    if_match: str
+    def __init__(self, image_id: _Optional[str] = ..., if_match: _Optional[str] = ...) -> None: ...
 
 class DeleteImageResponse(_message.Message):
     __slots__ = ()

@@ -1,0 +1,90 @@
+"""How HTTP requests that do not end well are counted and logged, by the application alone."""
+
+import asyncio
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from service.answers import EmbedResult, ImageRecord, ImageRef
+from service.auth import Authoriser
+from service.image import ImageLimits
+from service.metrics import Metrics
+from service.rest.app import create_app
+
+MULTIPART = (b"content-type", b"multipart/form-data; boundary=x")
+JSON = (b"content-type", b"application/json")
+
+
+class BrokenCore:
+    """Of the core, what these requests reach; it raises what nobody expects."""
+
+    limits = ImageLimits(1_000_000, 1_000_000)
+
+    async def embed(self, ref: ImageRef, data: bytes, *_: object) -> EmbedResult:
+        raise RuntimeError(f"secret of {ref.image_id} in {len(data)} bytes")
+
+    async def image(self, ref: ImageRef) -> ImageRecord:
+        raise RuntimeError(f"secret of {ref.image_id}")
+
+
+@pytest.fixture
+def app() -> tuple[FastAPI, CollectorRegistry]:
+    registry = CollectorRegistry()
+    return create_app(BrokenCore(), Authoriser({}), Metrics(registry)), registry
+
+
+def outcomes(registry: CollectorRegistry) -> list[tuple[str, str]]:
+    """Return the route and outcome of each request counted."""
+    samples = (sample for metric in registry.collect() for sample in metric.samples)
+    return [(s.labels["route"], s.labels["outcome"]) for s in samples if s.name == "sam_requests_total"]
+
+
+async def send_half(app: FastAPI, method: str, path: str, header: tuple[bytes, bytes]) -> None:
+    """Send the first bytes of a body, then go away."""
+    messages: Iterator[dict[str, object]] = iter(
+        [{"type": "http.request", "body": b"--x", "more_body": True}, {"type": "http.disconnect"}]
+    )
+
+    async def receive() -> dict[str, object]:
+        return next(messages)
+
+    async def send(_: dict[str, object]) -> None:
+        pass
+
+    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b""}
+    await app({**scope, "headers": [header], "http_version": "1.1", "scheme": "http"}, receive, send)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "route", "header"),
+    [
+        ("PUT", "/v1/images/a", "PUT /v1/images/{image_id}", (b"content-length", b"1000")),
+        ("POST", "/v1/images/a/masks", "POST /v1/images/{image_id}/masks", JSON),
+        ("POST", "/v1/masks", "POST /v1/masks", MULTIPART),
+    ],
+)
+def test_a_client_that_goes_away_is_counted_as_cancelled_and_leaves_no_traceback(
+    app: tuple[FastAPI, CollectorRegistry],
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    path: str,
+    route: str,
+    header: tuple[bytes, bytes],
+) -> None:
+    asyncio.run(send_half(app[0], method, path, header))  # what it raised, the server would log in full
+    assert outcomes(app[1]) == [(route, "cancelled")]
+    assert not caplog.records
+
+
+def test_an_unknown_error_is_counted_as_internal(app: tuple[FastAPI, CollectorRegistry]) -> None:
+    async def get() -> httpx.Response:
+        transport = httpx.ASGITransport(app[0], raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.get("/v1/images/a")
+
+    answer = asyncio.run(get())
+    assert (answer.status_code, answer.json()["reason"]) == (500, "internal")
+    assert outcomes(app[1]) == [("GET /v1/images/{image_id}", "internal")]
