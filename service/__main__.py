@@ -12,7 +12,7 @@ from service.logs import configure_logging
 from service.settings import Settings
 from service.workers import supervise
 
-SAMPLE = Path(__file__).parent / "rest" / "static" / "samples" / "coffee.jpg"
+SAMPLE = Path(__file__).parent / "rest" / "static" / "samples" / "coins.jpg"
 
 READY = """
 Segment Anything is ready.
@@ -23,8 +23,8 @@ Segment Anything is ready.
 
 Encode a photograph once, then prompt it as often as you like:
 
-  curl -T {sample} {base}/v1/images/coffee
-  curl -H 'content-type: application/json' -d '{prompt}' {base}/v1/images/coffee/masks
+  curl -T {sample} {base}/v1/images/coins
+  curl -H 'content-type: application/json' -d '{prompt}' {base}/v1/images/coins/masks
 
 Ctrl-C ends it.
 """
@@ -62,7 +62,7 @@ def _welcome(settings: Settings) -> None:
             grpc_port=settings.grpc_port,
             metrics_port=settings.metrics_port,
             sample=SAMPLE,
-            prompt='{"prompts": [{"points": [[270, 200, 1]]}]}',
+            prompt='{"prompts": [{"points": [[154, 198, 1]]}]}',
         ),
         flush=True,
     )
