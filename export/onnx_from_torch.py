@@ -67,9 +67,17 @@ def export_onnx(graph: GraphSpec, module: nn.Module, path: Path) -> None:
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     model = program.model_proto
+    _forget_origin(model)
     pack_weights(model)
     is_large = sum(len(weight.raw_data) for weight in model.graph.initializer) > _MAX_PROTOBUF_BYTES
     onnx.save(model, path, save_as_external_data=is_large, location=f"{path.name}.data")
+
+
+def _forget_origin(model: onnx.ModelProto) -> None:
+    """Drop what the exporter notes beside each node: stack traces, with the paths of the machine it ran on."""
+    graph = model.graph
+    for item in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del item.metadata_props[:]
 
 
 @contextmanager
