@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -76,7 +76,8 @@ def export_onnx(graph: GraphSpec, module: nn.Module, path: Path) -> None:
 def _forget_origin(model: onnx.ModelProto) -> None:
     """Drop what the exporter notes beside each node: stack traces, with the paths of the machine it ran on."""
     graph = model.graph
-    for item in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+    items: list[Any] = [graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer]
+    for item in items:
         del item.metadata_props[:]
 
 
