@@ -13,10 +13,10 @@ from export.tiny.textures import bundled_image
 
 FLOORS = {
     "one click, mean IoU": 0.40,
-    "one click, best of 3, mean IoU": 0.50,
-    "box, mean IoU": 0.60,
-    "after three corrective clicks, mean IoU": 0.60,
-    "predicted against true IoU, Pearson": 0.30,
+    "one click, best of 3, mean IoU": 0.48,
+    "box, mean IoU": 0.50,
+    "after three corrective clicks, mean IoU": 0.50,
+    "predicted against true IoU, Pearson": 0.20,
 }
 
 
@@ -37,7 +37,7 @@ def test_it_beats_its_floors_on_unseen_scenes(model: SamModel) -> None:
 
 def test_it_finds_coins_from_their_boxes(model: SamModel) -> None:
     found = {figure.name: figure.value for figure in coin_figures(model)}
-    assert found["coins found from a box"] >= 12
+    assert found["coins found from a box"] >= 18
 
 
 def test_masks_have_the_photographs_size(model: SamModel) -> None:
