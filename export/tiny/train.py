@@ -103,6 +103,8 @@ def train(recipe: Recipe, folder: Path) -> None:
     path = folder / "state.pt"
     shared = resumed_state(path) if path.exists() else fresh_state(recipe.seed, recipe.processes)
     _say(f"{asdict(recipe)} from step {shared.step}")
+    if shared.step >= recipe.steps:
+        return
     spawn(_train_share, (recipe, folder, shared), recipe.processes)  # type: ignore[no-untyped-call]
 
 
@@ -130,16 +132,15 @@ def _train_share(rank: int, recipe: Recipe, folder: Path, shared: SharedState) -
     batches = iter(DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=PREFETCHED))
     recent: list[Progress] = []
     started, first = time.monotonic(), shared.step
-    while shared.step < recipe.steps:
+    done = False
+    while not done:
         recent.append(one_step(trainee, next(batches), recipe, rank))
-        number = int(shared.counters[2 + rank])
-        if rank == 0 and number % REPORT_EVERY == 0:
+        number, done = int(shared.counters[2 + rank]), shared.step >= recipe.steps
+        if rank == 0 and (done or number % REPORT_EVERY == 0):
             _report(shared, recent, recipe, folder, (time.monotonic() - started) / (shared.step - first))
             recent, started, first = [], time.monotonic(), shared.step
-        if rank == 0 and number % recipe.save_every == 0:
+        if rank == 0 and (done or number % recipe.save_every == 0):
             _save(trainee, folder)
-    if rank == 0:
-        _save(trainee, folder)
 
 
 def _save(trainee: Trainee, folder: Path) -> None:
