@@ -40,7 +40,7 @@ def interactive_loss(model: SamModel, batch: Batch, rounds: int = len(KEPT_IN_RO
     previous, losses, found = None, [], []
     for share in KEPT_IN_ROUND[:rounds]:
         if previous is not None:
-            keep = torch.randperm(len(owner))[: round(share * count * prompts)]
+            keep = torch.randperm(len(owner))[: max(1, round(share * count * prompts))]
             owner, targets, coords, labels, previous = (
                 tensor[keep] for tensor in (owner, targets, coords, labels, previous)
             )

@@ -139,9 +139,10 @@ def _masks_from_tokens(model: SamModel, mask_tokens: Tensor, image: Tensor, side
     first = decoder.activation(nn.functional.layer_norm(first, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
     second = decoder.activation(_split_cells(first, decoder.upscale_conv2))  # [N, g*g, 4, 4, C/8]
     kernels = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
-    masks: Tensor = kernels @ second.reshape(count, side * side * 16, -1).transpose(1, 2)
-    cells: Tensor = masks.float().reshape(count, -1, side, side, 2, 2, 2, 2)
-    return cells.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(count, -1, side * 4, side * 4)
+    masks: Tensor = kernels @ second.flatten(1, 3).transpose(1, 2)
+    kinds = masks.shape[1]
+    cells: Tensor = masks.float().reshape(count, kinds, side, side, 2, 2, 2, 2)
+    return cells.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(count, kinds, side * 4, side * 4)
 
 
 def _split_cells(features: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:

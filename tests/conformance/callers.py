@@ -85,7 +85,7 @@ class RestCaller:
         response = self._client.request(method, path, **options)
         self.code = response.status_code
         if response.is_success:
-            return _without_times(response.json() if response.content else {})
+            return _comparable(response.json() if response.content else {})
         assert response.headers["content-type"] == "application/problem+json"
         problem = response.json()
         assert problem["status"] == response.status_code
@@ -147,13 +147,14 @@ class GrpcCaller:
         if isinstance(answer, Failure):
             return answer
         size = [answer.image.size.height, answer.image.size.width]
-        return {
+        found = {
             "image_id": answer.image.image_id,
             "size": size,
             "model": answer.image.model,
             "cache": _level(answer.cache),
             "results": [{"masks": [_mask(mask, size) for mask in result.masks]} for result in answer.results],
         }
+        return _comparable(found)
 
     def _call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:  # noqa: ANN401 - by method
         try:
@@ -215,5 +216,9 @@ def _level(level: int) -> str:
     return pb.CacheLevel.Name(level).removeprefix("CACHE_LEVEL_").lower()
 
 
-def _without_times(answer: dict[str, Any]) -> dict[str, Any]:
+def _comparable(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer without times, scores to four digits: merged into another batch, the last ones may differ."""
+    for result in answer.get("results", []):
+        for mask in result["masks"]:
+            mask["score"] = round(mask["score"], 4)
     return {name: value for name, value in answer.items() if name != "timings_ms"}
