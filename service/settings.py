@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -130,6 +131,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _redis_needs_a_secret(self) -> Self:
+        url = urlsplit(self.redis_url.get_secret_value())
+        if self.redis_url.get_secret_value() and url.scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("SAM_REDIS_URL must begin with redis://, rediss:// or unix://")
+        if url.port is not None and not url.hostname:  # `port` raises ValueError itself when it is no number
+            raise ValueError("SAM_REDIS_URL names a port but no host")
         if self.redis_url.get_secret_value() and not self.cache_secret.get_secret_value():
             raise ValueError("SAM_REDIS_URL needs SAM_CACHE_SECRET, the same for all replicas")
         return self

@@ -284,11 +284,11 @@ class Index:
     def _transaction(self) -> Iterator[None]:
         try:
             self._database.execute("BEGIN IMMEDIATE")
-        except sqlite3.DatabaseError as error:
-            raise IndexUnavailableError("the index is locked, full or damaged") from error
-        try:
             yield
-        except BaseException:
-            self._database.execute("ROLLBACK")
+            self._database.execute("COMMIT")
+        except BaseException as error:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            if isinstance(error, sqlite3.DatabaseError):
+                raise IndexUnavailableError("the index is locked, full or damaged") from error
             raise
-        self._database.execute("COMMIT")

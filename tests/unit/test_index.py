@@ -131,6 +131,17 @@ def test_a_claim_does_not_wait_for_a_frozen_worker(open_index: Open, tmp_path: P
     assert index.claim(key("a"), "d", "t") is not None
 
 
+def test_a_full_index_is_said_to_be_so_and_leaves_no_transaction_open(open_index: Open) -> None:
+    """As when /dev/shm is full: the statement fails, not the beginning of the transaction."""
+    index = open_index()
+    (pages,) = index._database.execute("PRAGMA page_count").fetchone()
+    index._database.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(IndexUnavailableError):
+        index.claim(b"k" * 100_000, "d", "t")
+    index._database.execute("PRAGMA max_page_count=1000000")
+    assert index.claim(key("a"), "d", "t") is not None
+
+
 def test_a_claim_that_ran_out_publishes_nothing(open_index: Open) -> None:
     index = open_index(Limits(claim_s=0.1, lease_s=0))
     written: list[bool] = []

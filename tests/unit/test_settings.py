@@ -25,6 +25,22 @@ def test_a_bad_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: s
         Settings()
 
 
+@pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:6379", "redis://127.0.0.1:many", "redis://:6379"])
+def test_a_redis_url_that_cannot_be_meant_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("SAM_CACHE_SECRET", "secret")
+    monkeypatch.setenv("SAM_REDIS_URL", url)
+    with pytest.raises(ValidationError):
+        Settings()
+
+
+def test_a_second_level_needs_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAM_REDIS_URL", "redis://127.0.0.1:6379/0")
+    with pytest.raises(ValidationError, match="SAM_CACHE_SECRET"):
+        Settings()
+    monkeypatch.setenv("SAM_CACHE_SECRET", "secret")
+    assert Settings().redis_url.get_secret_value() == "redis://127.0.0.1:6379/0"
+
+
 def test_json_logs_are_one_object_a_line() -> None:
     record = logging.LogRecord("service", logging.INFO, __file__, 1, "said %s", ("a\nb",), None)
     line = JsonFormatter().format(record)
