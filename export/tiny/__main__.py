@@ -23,6 +23,8 @@ def main() -> None:
     training.add_argument("--mixed-from", type=int, default=10_000, help="from here every fourth batch is full size")
     training.add_argument("--full-size-from", type=int, default=50_000, help="from here all are")
     training.add_argument("--seed", type=int, default=1)
+    training.add_argument("--start", type=Path, help="begin with this checkpoint, not from scratch; give another seed")
+    training.add_argument("--peak-rate", type=float, default=Recipe.peak_rate, help="highest learning rate")
     evaluation = commands.add_parser("evaluate", help="print the figures as a table")
     evaluation.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     evaluation.add_argument("--scenes", type=int, default=100, help="how many held-out scenes")
@@ -33,7 +35,14 @@ def main() -> None:
         for row in table_rows(scene_figures(model, arguments.scenes) + coin_figures(model)):
             print(row)
         return
-    recipe = Recipe(arguments.steps, arguments.mixed_from, arguments.full_size_from, seed=arguments.seed)
+    recipe = Recipe(
+        arguments.steps,
+        arguments.mixed_from,
+        arguments.full_size_from,
+        peak_rate=arguments.peak_rate,
+        seed=arguments.seed,
+        start=arguments.start,
+    )
     train(recipe, arguments.folder)
 
 

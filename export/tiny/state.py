@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from transformers import SamModel
 
-from export.tiny.network import untrained_model
-
 BETAS = (0.9, 0.98)
 EPSILON = 1e-8
 CLIP_NORM = 1.0
@@ -47,16 +45,16 @@ class Trainee:
     decayed: int
 
 
-def fresh_state(seed: int, processes: int) -> SharedState:
-    """Start from the initialisation."""
-    weights = torch.cat([parameter.detach().flatten() for parameter in _in_order(untrained_model(seed))])
+def fresh_state(model: SamModel, processes: int) -> SharedState:
+    """Start from a model's weights."""
+    weights = torch.cat([parameter.detach().flatten() for parameter in _in_order(model)])
     zeros = torch.zeros_like(weights)
     counters = torch.zeros(2 + processes, dtype=torch.int64)
     return _in_shared_memory(SharedState(weights, weights.clone(), zeros, zeros.clone(), counters))
 
 
 def resumed_state(path: Path) -> SharedState:
-    """Go on from a file that `save_state` wrote, with the same seed and as many processes."""
+    """Go on from a file that `save_state` wrote, with the same first model and as many processes."""
     saved = torch.load(path, weights_only=True)
     return _in_shared_memory(SharedState(*(saved[name] for name in TENSORS)))
 
@@ -68,9 +66,8 @@ def save_state(shared: SharedState, path: Path) -> None:
     partial.replace(path)
 
 
-def bound_trainee(shared: SharedState, seed: int) -> Trainee:
-    """Build the model over the shared weights; the seed's frozen random frequencies belong to them."""
-    model = untrained_model(seed)
+def bound_trainee(shared: SharedState, model: SamModel) -> Trainee:
+    """Lay the model over the shared weights; its frozen random frequencies, like its seed, belong to them."""
     gradient = torch.zeros_like(shared.weights)
     parameters = _in_order(model)
     sizes = [parameter.numel() for parameter in parameters]

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import SamModel
 
 from export.tiny.config import INPUT_SIZE
 from export.tiny.interaction import KEPT_IN_ROUND, Progress, interactive_loss
-from export.tiny.network import save_weights
+from export.tiny.network import load_model, save_weights, untrained_model
 from export.tiny.prompts import Batch, batch_from_seed
 from export.tiny.state import (
     SharedState,
@@ -43,7 +44,7 @@ class Recipe:
     """How to train.
 
     `steps` is the whole schedule, in updates. Images are small at first, from step `mixed_from` on every fourth batch
-    has full size, from `full_size_from` on all have.
+    has full size, from `full_size_from` on all have. `start` is a checkpoint to begin with, instead of from scratch.
     """
 
     steps: int
@@ -58,6 +59,7 @@ class Recipe:
     warm_up: int = 300
     weight_decay: float = 0.02
     seed: int = 1
+    start: Path | None = None
     save_every: int = 100  # batches of the first process
 
     def side(self, step: int, number: int) -> int:
@@ -67,7 +69,11 @@ class Recipe:
 
     def rounds(self, step: int) -> int:
         """Prompting rounds of this step."""
-        return 1 if step < self.one_round_until else len(KEPT_IN_ROUND)
+        return 1 if self.start is None and step < self.one_round_until else len(KEPT_IN_ROUND)
+
+    def first_model(self) -> SamModel:
+        """Return the model before the first update."""
+        return untrained_model(self.seed) if self.start is None else load_model(self.start).train()
 
     def rate(self, step: int) -> float:
         """Learning rate: linear warm-up, then half a cosine to 1 % at `steps`."""
@@ -101,7 +107,7 @@ def train(recipe: Recipe, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "state.pt"
-    shared = resumed_state(path) if path.exists() else fresh_state(recipe.seed, recipe.processes)
+    shared = resumed_state(path) if path.exists() else fresh_state(recipe.first_model(), recipe.processes)
     _say(f"{asdict(recipe)} from step {shared.step}")
     if shared.step >= recipe.steps:
         return
@@ -127,7 +133,7 @@ def batch_seed(recipe: Recipe, number: int, rank: int) -> int:
 
 def _train_share(rank: int, recipe: Recipe, folder: Path, shared: SharedState) -> None:
     torch.set_num_threads(1)
-    trainee = bound_trainee(shared, recipe.seed)
+    trainee = bound_trainee(shared, recipe.first_model())
     dataset = _Batches(recipe, rank, shared.counters)
     batches = iter(DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=PREFETCHED))
     recent: list[Progress] = []

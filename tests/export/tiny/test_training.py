@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from export.tiny.interaction import interactive_loss, iou, mask_loss, with_correction
-from export.tiny.network import load_model
+from export.tiny.network import load_model, save_weights
 from export.tiny.prompts import Batch, batch_from_seed
 from export.tiny.state import (
     BETAS,
     CLIP_NORM,
     Trainee,
     apply_gradient,
+    averaged_weights,
     bound_trainee,
     fresh_state,
     resumed_state,
@@ -43,7 +44,7 @@ def batch() -> Batch:
 
 @pytest.fixture
 def trainee() -> Trainee:
-    return bound_trainee(fresh_state(RECIPE.seed, RECIPE.processes), RECIPE.seed)
+    return bound_trainee(fresh_state(RECIPE.first_model(), RECIPE.processes), RECIPE.first_model())
 
 
 def test_a_batch_overfits_a_little(trainee: Trainee, batch: Batch) -> None:
@@ -87,10 +88,20 @@ def test_a_resumed_run_takes_the_same_steps(trainee: Trainee, batch: Batch, tmp_
     for _ in range(2):
         one_step(trainee, batch, RECIPE)
     save_state(trainee.shared, tmp_path / "state.pt")
-    resumed = bound_trainee(resumed_state(tmp_path / "state.pt"), RECIPE.seed)
+    resumed = bound_trainee(resumed_state(tmp_path / "state.pt"), RECIPE.first_model())
     assert resumed.shared.step == 2
     assert one_step(resumed, batch, RECIPE) == one_step(trainee, batch, RECIPE)
     assert torch.equal(resumed.shared.average, trainee.shared.average)
+
+
+def test_a_run_can_start_from_a_checkpoint(trainee: Trainee, tmp_path: Path) -> None:
+    save_weights(averaged_weights(trainee), tmp_path / "first.safetensors")
+    recipe = replace(RECIPE, seed=RECIPE.seed + 1, start=tmp_path / "first.safetensors", one_round_until=100)
+    again = bound_trainee(fresh_state(recipe.first_model(), recipe.processes), recipe.first_model())
+    assert torch.equal(again.shared.weights, trainee.shared.weights.half().float())
+    frequencies = [t.model.shared_image_embedding.positional_embedding for t in (again, trainee)]
+    assert torch.equal(frequencies[0], frequencies[1].half().float())
+    assert recipe.rounds(0) == 3, "there is something to correct at once"
 
 
 def test_two_processes_train_and_leave_weights_state_and_curve(tmp_path: Path) -> None:
