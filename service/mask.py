@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.rle import rle_counts_from_binary
+
 STABILITY_OFFSET = 1.0  # the original's `calculate_stability_score`: IoU of the masks at logits +1 and -1
 
 
@@ -116,27 +118,3 @@ def png_from_binary(binary: NDArray[np.bool_]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(binary).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def rle_counts_from_binary(binary: NDArray[np.bool_]) -> bytes:
-    """Return COCO's compressed run-length string, readable by pycocotools: runs down the columns, zeros first."""
-    flat = binary.ravel(order="F")
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(np.concatenate(([0], edges, [flat.size])))
-    return _counts_string(np.concatenate(([0], runs)) if flat[0] else runs)
-
-
-def _counts_string(counts: NDArray[np.int64]) -> bytes:
-    """Pack run lengths as COCO's `rleToString` does: differences to the run before last, 5 bits a character."""
-    rest = counts.copy()
-    rest[3:] -= counts[1:-2]
-    alive = np.ones(rest.shape, np.bool_)
-    columns = []
-    while alive.any():
-        digit = rest & 0x1F
-        rest >>= 5
-        more = alive & np.where(digit & 0x10, rest != -1, rest != 0)
-        columns.append(np.where(alive, (digit | (more << 5)) + 48, 0))
-        alive = more
-    characters = np.stack(columns, axis=1).astype(np.uint8)
-    return characters[characters > 0].tobytes()

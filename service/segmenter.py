@@ -1,20 +1,18 @@
 """THE CORE: embed images, answer prompts. It knows no transport, no Triton and no metrics library.
 
-The seam to the model is `Backend`; `service.triton` implements it, and `tests/fakes.py` too.
+The seam to the model is `service.backend.Backend`.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.answers import EmbedResult, IfMatch, ImageRecord, ImageRef, Model, SegmentRequest, SegmentResult, Timings
-from service.cache.answer_slots import AnswerSlots
-from service.cache.arena import Region
+from service.backend import Backend
 from service.cache.contract import CachedImage, CacheLevel, Embedding, Prepared, Wanted
 from service.cache.embeddings import EmbeddingCache, cache_key
 from service.errors import (
@@ -29,38 +27,13 @@ from service.image import EncoderInput, ImageLimits, decode_image, digest_of, le
 from service.mask import Frame, Mask, chosen_candidates, masks_from_logits
 from service.permits import Permits
 from service.preconditions import check_image_id, check_match, not_cached
-from service.prompt import Point, Prompt, PromptBatch, batches_from_prompts, check_prompts
+from service.prompt import Point, Prompt, batches_from_prompts, check_prompts
 from service.stopwatch import Stopwatch
 
+if TYPE_CHECKING:
+    from service.cache.arena import Region
+
 CANARY = Prompt((Point(1, 1),))
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderOutput:
-    """Answers of one prompt batch: `low_res_masks` FP16 [P, 4, 4G, 4G], logits; `iou_scores` FP32 [P, 4]."""
-
-    low_res_masks: NDArray[np.float16]
-    iou_scores: NDArray[np.float32]
-
-
-class Backend(Protocol):
-    """Where the model runs. Each call ends within `timeout_s`.
-
-    Raises:
-        ModelUnavailableError, OverloadedError, DeadlineExceededError: and nothing else, but for cancellation.
-    """
-
-    async def describe(self, timeout_s: float) -> Model:
-        """Return the model being served."""
-
-    async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:
-        """Learn of the shared memory in which embeddings will lie, and of the slots there that may take answers."""
-
-    async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:
-        """Write the embedding of one image into the tensors of `destination`."""
-
-    async def decode(self, embedding: Embedding, batch: PromptBatch, timeout_s: float) -> DecoderOutput:
-        """Return the masks of a prompt batch on one embedding."""
 
 
 class Segmenter:

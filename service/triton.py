@@ -13,13 +13,13 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from service.answers import Model
+from service.backend import DecoderOutput
 from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Location, Region
 from service.cache.contract import Embedding
 from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError, SegmentError
 from service.image import EncoderInput
 from service.prompt import PromptBatch
-from service.segmenter import DecoderOutput
 from service.tensors import (
     DECODER_MODEL,
     EMBEDDING,

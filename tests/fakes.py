@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 
 from service.answers import Model
+from service.backend import DecoderOutput
 from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Region
 from service.cache.contract import Embedding
@@ -12,7 +13,6 @@ from service.cache.index import EvictionReason
 from service.errors import SegmentError
 from service.image import EncoderInput
 from service.prompt import PromptBatch
-from service.segmenter import DecoderOutput
 from service.tensors import EMBEDDING, LABEL_PADDING, MASKS_PER_PROMPT, Geometry
 
 GEOMETRY = Geometry(input_size=64, grid_size=4, channels=8)

@@ -16,23 +16,10 @@ from service.mask import (
     chosen_candidates,
     mask_from_logits,
     png_from_binary,
-    rle_counts_from_binary,
     stability_of,
 )
 
 binaries = arrays(np.bool_, st.tuples(st.integers(1, 40), st.integers(1, 40)))
-
-
-@given(binaries)
-def test_rle_is_byte_for_byte_what_pycocotools_writes(binary: np.ndarray) -> None:
-    assert rle_counts_from_binary(binary) == coco.encode(np.asfortranarray(binary, np.uint8))["counts"]
-
-
-def test_rle_of_long_runs_is_what_pycocotools_writes() -> None:
-    """Runs above 2^25 need six characters."""
-    binary = np.zeros((9000, 4001), np.bool_)
-    binary[8999, 4000] = binary[3, 2] = True
-    assert rle_counts_from_binary(binary) == coco.encode(np.asfortranarray(binary, np.uint8))["counts"]
 
 
 @given(binaries)

@@ -54,6 +54,11 @@ class SegmentAnythingStub(object):
                 request_serializer=service_dot_rpc_dot_pb_dot_segment__anything__pb2.SegmentRequest.SerializeToString,
                 response_deserializer=service_dot_rpc_dot_pb_dot_segment__anything__pb2.SegmentResponse.FromString,
                 _registered_method=True)
+        self.SegmentEverything = channel.unary_stream(
+                '/sam.v1.SegmentAnything/SegmentEverything',
+                request_serializer=service_dot_rpc_dot_pb_dot_segment__anything__pb2.SegmentEverythingRequest.SerializeToString,
+                response_deserializer=service_dot_rpc_dot_pb_dot_segment__anything__pb2.SegmentEverythingResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/sam.v1.SegmentAnything/GetModel',
                 request_serializer=service_dot_rpc_dot_pb_dot_segment__anything__pb2.GetModelRequest.SerializeToString,
@@ -92,6 +97,14 @@ class SegmentAnythingServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SegmentEverything(self, request, context):
+        """Masks of everything in the picture, as the original's SamAutomaticMaskGenerator finds them: progress while it works,
+        then the records, then a summary. Cancel the call to stop the work.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """The model being served.
         """
@@ -121,6 +134,11 @@ def add_SegmentAnythingServicer_to_server(servicer, server):
                     servicer.Segment,
                     request_deserializer=service_dot_rpc_dot_pb_dot_segment__anything__pb2.SegmentRequest.FromString,
                     response_serializer=service_dot_rpc_dot_pb_dot_segment__anything__pb2.SegmentResponse.SerializeToString,
+            ),
+            'SegmentEverything': grpc.unary_stream_rpc_method_handler(
+                    servicer.SegmentEverything,
+                    request_deserializer=service_dot_rpc_dot_pb_dot_segment__anything__pb2.SegmentEverythingRequest.FromString,
+                    response_serializer=service_dot_rpc_dot_pb_dot_segment__anything__pb2.SegmentEverythingResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -236,6 +254,33 @@ class SegmentAnything(object):
             '/sam.v1.SegmentAnything/Segment',
             service_dot_rpc_dot_pb_dot_segment__anything__pb2.SegmentRequest.SerializeToString,
             service_dot_rpc_dot_pb_dot_segment__anything__pb2.SegmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SegmentEverything(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sam.v1.SegmentAnything/SegmentEverything',
+            service_dot_rpc_dot_pb_dot_segment__anything__pb2.SegmentEverythingRequest.SerializeToString,
+            service_dot_rpc_dot_pb_dot_segment__anything__pb2.SegmentEverythingResponse.FromString,
             options,
             channel_credentials,
             insecure,
