@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in (verify, everything):
         command.add_argument("--images", type=Path, nargs="+", default=[], help="beside the bundled photographs")
     verify.add_argument("--onnx", type=Path, help="verify this folder of ONNX files on the CPU instead")
-    everything.add_argument("--work", type=Path, help="folder for what is built on the way (default: a temporary one)")
+    everything.add_argument(
+        "--store", type=Path, help="keep what is built here, and build nothing that is already there for this GPU"
+    )
     return parser
 
 

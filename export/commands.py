@@ -1,6 +1,7 @@
 """The commands of `python -m export` that need torch."""
 
 import argparse
+import shutil
 import tempfile
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,11 +10,12 @@ from pathlib import Path
 from export.build import build_engines, export_graphs, install, require_gpu
 from export.candidates import Candidate, EngineCandidate, OnnxCandidate, TorchReference, graph_folder
 from export.checkpoint import Checkpoint, CheckpointError, Notify, default_source, load_checkpoint
-from export.engine_from_onnx import EngineError, find_builder
+from export.engine_from_onnx import Builder, EngineError, find_builder
 from export.manifest import ManifestError, read_manifest, write_manifest
 from export.photographs import PhotographError, bundled_photographs, photographs_from
 from export.repository_from_spec import default_repository
 from export.spec import MODELS, graph_specs
+from export.store import kept, store_key
 from export.verify import Floors, Report, verify
 
 EXPECTED_ERRORS = (CheckpointError, EngineError, ManifestError, PhotographError)
@@ -43,30 +45,42 @@ def run_verify(options: argparse.Namespace, notify: Notify) -> int:
 def run_all(options: argparse.Namespace, notify: Notify) -> int:
     """Checkpoint -> ONNX (-> engines) -> gate -> repository. Below the floor nothing is installed; returns 1."""
     is_cpu = options.runtime == "cpu"
-    builder = None
+    builder, gpu = None, ("", "")
     if not is_cpu:  # what is missing is told before the long steps
         builder = find_builder(options.flavour)
-        require_gpu()
+        gpu = require_gpu()
     checkpoint = _checkpoint(options, notify)
-    scratch = nullcontext(str(options.work)) if options.work else tempfile.TemporaryDirectory(prefix="sam-export-")
-    with scratch as name:
-        built = Path(name) / "onnx"
-        export_graphs(checkpoint, "fp32" if is_cpu else "fp16", built, notify)
-        if builder is not None:
-            engines = Path(name) / "engines"
-            build_engines(checkpoint.model, builder, built, engines, (), notify)
-            built = engines
-        report = _verified(checkpoint, built, options, notify, runs_onnx=is_cpu)
-        if not report.passes:
+    graphs = [graph.name for graph in graph_specs(checkpoint.model.geometry)]
+    key = store_key(checkpoint.model.name, checkpoint.digest, builder.name if builder else "", *gpu)
+    scratch = nullcontext(str(options.store)) if options.store else tempfile.TemporaryDirectory(prefix="sam-export-")
+    with (
+        scratch as folder,
+        kept(Path(folder), key, graphs, lambda place: _build(checkpoint, builder, place, options, notify)) as built,
+    ):
+        if built is None:
             notify("nothing was installed")
             return 1
-        for graph in graph_specs(checkpoint.model.geometry):
-            place = built / graph.name
-            write_manifest(replace(read_manifest(place), verification=report.figures()), place)
         repository = options.repository or default_repository(options.runtime)
         install(checkpoint.model, options.runtime, built, repository)
     notify(f"installed {checkpoint.model.name} in {repository}")
     return 0
+
+
+def _build(
+    checkpoint: Checkpoint, builder: Builder | None, place: Path, options: argparse.Namespace, notify: Notify
+) -> bool:
+    """Fill `place` with the graphs of a checkpoint, as ONNX or, given a builder, as engines; False below the floor."""
+    graphs = place if builder is None else place / "onnx"
+    export_graphs(checkpoint, "fp32" if builder is None else "fp16", graphs, notify)
+    if builder is not None:
+        build_engines(checkpoint.model, builder, graphs, place, (), notify)
+        shutil.rmtree(graphs)
+    report = _verified(checkpoint, place, options, notify, runs_onnx=builder is None)
+    if report.passes:
+        for graph in graph_specs(checkpoint.model.geometry):
+            folder = place / graph.name
+            write_manifest(replace(read_manifest(folder), verification=report.figures()), folder)
+    return report.passes
 
 
 def _checkpoint(options: argparse.Namespace, notify: Notify) -> Checkpoint:

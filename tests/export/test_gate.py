@@ -191,7 +191,8 @@ def test_all_installs_what_passes_and_nothing_else(
     monkeypatch.setattr(commands, "export_graphs", copy_committed_graphs)
     monkeypatch.setattr(commands, "Floors", lambda: Floors(iou_mean=floor))
     repository = tmp_path / "repository"
-    code = main(["all", "--model", "sam-tiny", "--runtime", "cpu", "--repository", str(repository)])
+    arguments = ["all", "--model", "sam-tiny", "--runtime", "cpu", "--repository", str(repository)]
+    code = main([*arguments, "--store", str(tmp_path / "store")])
     printed = capsys.readouterr().out
     if floor > 1:
         assert code == 1
@@ -204,6 +205,10 @@ def test_all_installs_what_passes_and_nothing_else(
         committed = default_repository("cpu") / name
         for file in ("config.pbtxt", "1/model.py", "1/model.onnx"):
             assert (repository / name / file).read_bytes() == (committed / file).read_bytes()
+    monkeypatch.setattr(commands, "export_graphs", None)
+    shutil.rmtree(repository)
+    assert main([*arguments, "--store", str(tmp_path / "store")]) == 0, "what is in the store is not built again"
+    assert (repository / GRAPHS[0] / "1" / "model.onnx").exists()
 
 
 def test_a_missing_tensorrt_is_told_before_the_long_steps(capsys: pytest.CaptureFixture[str]) -> None:
