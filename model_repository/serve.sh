@@ -1,0 +1,18 @@
+#!/bin/sh
+# Starts Triton on engines in the folder $1 (default /models), after a check that they are whole and of this TensorRT.
+# Further arguments go to tritonserver.
+set -eu
+repository="${1:-/models}"
+[ "$#" -gt 0 ] && shift
+python3 -m export.check_engines "$repository"
+# Loopback only: the gateway is in the same pod. No HTTP: its parser is one more thing to attack. Client shared memory is
+# how embeddings get from the encoder to the decoder without a message; Triton has it off by default since 26.04.
+exec tritonserver \
+    --model-repository="$repository" \
+    --disable-auto-complete-config \
+    --allow-http=false \
+    --grpc-address=127.0.0.1 --grpc-port=8001 \
+    --metrics-address="${TRITON_METRICS_ADDRESS:-0.0.0.0}" --metrics-port=8002 \
+    --allow-client-shm=true \
+    --exit-timeout-secs=30 \
+    "$@"
