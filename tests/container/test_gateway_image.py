@@ -1,0 +1,111 @@
+"""The gateway's image, as far as it goes without a container engine.
+
+Its build steps run in a clean tree, and its entrypoint on the result as an unprivileged user with a read-only root;
+beside it a Triton, with which it shares /dev/shm as a pod's containers do.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.container.dockerfile import Stage, build, inside, read_stages, run_command
+from tests.running import ROOT, START_S, free_settings, triton_alone
+from tests.system_packages import require
+
+VENV = Path("/opt/sam")
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, Stage]:
+    return read_stages((ROOT / "Dockerfile").read_text())
+
+
+@pytest.fixture(scope="module")
+def tree(stages: dict[str, Stage], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file system of the gateway's image, without that of its base."""
+    require("bwrap", "bubblewrap")
+    built, image = tmp_path_factory.mktemp("packages"), tmp_path_factory.mktemp("gateway")
+    (built / "opt" / "sam").mkdir(parents=True)
+    build(stages["packages"], built)
+    copies = [argument for name, argument in stages["gateway"].steps if name == "COPY"]
+    assert copies == ["--from=packages /opt/sam /opt/sam"]
+    (image / "opt").mkdir()
+    inside(built, VENV).rename(inside(image, VENV))
+    return image
+
+
+@pytest.fixture(scope="module")
+def gateway(stages: dict[str, Stage], tree: Path) -> Iterator[str]:
+    """Run the image's entrypoint beside a Triton; the URL."""
+    settings = free_settings() | {"SAM_HOST": "127.0.0.1", "SAM_CACHE_BYTES": str(64 << 20)}
+    with triton_alone(settings["SAM_TRITON_URL"], settings["SAM_TRITON_METRICS_PORT"]):
+        command = run_command(stages["gateway"], tree, settings)
+        process = subprocess.Popen(command)
+        try:
+            url = f"http://127.0.0.1:{settings['SAM_HTTP_PORT']}"
+            wait_until_ready(url, process)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(60)
+            for file in Path("/dev/shm").glob(f"sam-{settings['SAM_HTTP_PORT']}.*"):  # noqa: S108
+                file.unlink()
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the gateway ended with {process.returncode}"
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("the gateway did not get ready")
+
+
+def test_the_image_segments_a_photograph(gateway: str, coffee: bytes) -> None:
+    assert httpx.put(f"{gateway}/v1/images/coffee", content=coffee, timeout=60).status_code == 201
+    answer = httpx.post(f"{gateway}/v1/images/coffee/masks", json={"prompts": [{"points": [[270, 200, 1]]}]}).json()
+    assert answer["cache"] == "memory"
+    assert answer["results"][0]["masks"][0]["area"] > 0
+
+
+def test_the_health_check_says_so(gateway: str, stages: dict[str, Stage], tree: Path) -> None:
+    """The image's HEALTHCHECK, on this test's port, succeeds, and on a port where nobody listens fails."""
+    command = json.loads(stages["gateway"].last("HEALTHCHECK").partition("CMD ")[2])
+    entrypoint = run_command(stages["gateway"], tree, {})
+    prefix = entrypoint[: entrypoint.index("/opt/sam/bin/python3")]
+    for port, code in ((gateway.rpartition(":")[2], 0), ("1", 1)):
+        checked = [word.replace(":8080", f":{port}") for word in command]
+        assert subprocess.run([*prefix, *checked], capture_output=True, check=False).returncode == code
+
+
+def test_the_image_holds_the_gateway_and_nothing_that_only_the_export_needs(tree: Path) -> None:
+    (packages,) = inside(tree, VENV).glob("lib/python*/site-packages")
+    names = {path.name for path in packages.iterdir()}
+    assert {"service", "fastapi", "grpc", "tritonclient"} <= names
+    assert not {"torch", "onnx", "onnxruntime", "transformers", "tensorrt", "export"} & names
+
+
+def test_hadolint_finds_nothing() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("hadolint"), ROOT / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_image_runs_unprivileged_from_a_pinned_base(stages: dict[str, Stage]) -> None:
+    for name in ("gateway", "triton", "export"):
+        assert stages[name].last("USER") == "65532:65532"
+    text = (ROOT / "Dockerfile").read_text()
+    assert "ARG PYTHON_IMAGE=python:" in text
+    assert "@sha256:" in text.partition("ARG PYTHON_IMAGE=")[2].splitlines()[0]
+    assert stages["gateway"].base == stages["packages"].base == "${PYTHON_IMAGE}"
