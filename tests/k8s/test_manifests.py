@@ -43,9 +43,8 @@ def test_ports_are_the_gateway_s_and_every_named_port_exists(target: str) -> Non
     }
     defaults = {name: Settings.model_fields[f"{name}_port"].default for name in ("http", "grpc", "metrics")}
     assert defaults.items() <= ports.items()
-    for each in objects_of(target):
-        if each["kind"] == "Service" and each["metadata"]["name"].startswith("sam"):
-            assert {port["targetPort"] for port in each["spec"]["ports"]} <= set(ports)
+    for name in ("sam", "sam-grpc"):
+        assert {port["targetPort"] for port in one(target, "Service", name)["spec"]["ports"]} <= set(ports)
     for container in containers_of(pod).values():
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             if probe in container:
