@@ -1,15 +1,17 @@
 """Every rendered object is valid, and the manifests agree with each other and with the gateway's code."""
 
-import re
+from pathlib import Path
 
+import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
 
 from service.settings import Settings
-from tests.k8s.rendered import TARGETS, bytes_of, containers_of, objects_of, one, pod_of
+from tests.k8s.rendered import K8S, TARGETS, bytes_of, containers_of, kustomizations, objects_of, one, pod_of
 
 VERSIONS = ("1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
-OWN_SCHEMAS = re.compile(r"(monitoring\.coreos\.com|keda\.sh|gateway\..*|cert-manager\.io)/")
+SCHEMAS = Path(__file__).with_name("schemas")
 MARGIN_S = 5
 TRITON_END_S = 30  # --exit-timeout-secs in model_repository/serve.sh
 
@@ -21,7 +23,10 @@ targets = pytest.mark.parametrize("target", TARGETS)
 def test_every_object_is_valid_in_every_supported_version(target: str, version: str) -> None:
     """Strictly: unknown fields are errors, and so is an object for which there is no schema."""
     for each in objects_of(target):
-        if not OWN_SCHEMAS.match(each["apiVersion"]):
+        own = SCHEMAS / f"{each['apiVersion'].partition('/')[0]}_{each['kind']}.yaml"
+        if own.exists():
+            jsonschema.validate(each["spec"], yaml.safe_load(own.read_text()))
+        else:
             kubernetes_validate.validate(each, version, strict=True)
 
 
@@ -117,3 +122,53 @@ def test_readiness_is_the_canary_and_liveness_is_not(target: str) -> None:
     gateway = containers_of(pod_of(target))["gateway"]
     assert gateway["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert gateway["livenessProbe"]["httpGet"]["path"] == "/healthz"
+
+
+@pytest.mark.parametrize("path", [str(path.relative_to(K8S)) for path in kustomizations()])
+def test_every_file_is_used(path: str) -> None:
+    """What lies beside a kustomization is named in it."""
+    kustomization = K8S / path
+    text = kustomization.read_text()
+    for file in kustomization.parent.glob("*.yaml"):
+        assert file == kustomization or file.name in text, f"{file} is not used"
+
+
+@targets
+def test_the_scaler_asks_for_what_is_recorded(target: str) -> None:
+    """KEDA's queries are names of recording rules, but for the one that must see callers when there is no pod."""
+    kinds = {each["kind"] for each in objects_of(target)}
+    if "ScaledObject" not in kinds:
+        return
+    recorded = {
+        rule.get("record")
+        for group in one(target, "PrometheusRule", "sam")["spec"]["groups"]
+        for rule in group["rules"]
+    }
+    scaler = one(target, "ScaledObject", "sam")["spec"]
+    queries = {trigger["name"]: trigger["metadata"]["query"] for trigger in scaler["triggers"]}
+    assert {query for name, query in queries.items() if name != "callers"} <= recorded
+    assert ("callers" in queries) == (scaler["minReplicaCount"] == 0)
+    assert "replicas" not in one(target, "Deployment", "sam")["spec"], (
+        "the scaler's and the manifest's number would fight"
+    )
+
+
+def test_hpa_and_keda_scale_by_the_same_rules() -> None:
+    keda = yaml.safe_load((K8S / "components/keda/scaledobject.yaml").read_text())["spec"]
+    hpa = yaml.safe_load((K8S / "components/hpa/hpa.yaml").read_text())["spec"]
+    rules = yaml.safe_load((K8S / "components/hpa/adapter-rules.yaml").read_text())["externalRules"]
+    assert hpa["behavior"] == keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert (hpa["minReplicas"], hpa["maxReplicas"]) == (keda["minReplicaCount"], keda["maxReplicaCount"])
+    queries = {rule["name"]["as"]: rule["metricsQuery"] for rule in rules}
+    asked = {
+        queries[metric["external"]["metric"]["name"]]: metric["external"]["target"]["averageValue"]
+        for metric in hpa["metrics"]
+    }
+    assert {query: number_of(value) for query, value in asked.items()} == {
+        trigger["metadata"]["query"]: float(trigger["metadata"]["threshold"]) for trigger in keda["triggers"]
+    }
+
+
+def number_of(quantity: str) -> float:
+    """Return a Kubernetes quantity as a number."""
+    return float(quantity.removesuffix("m")) / 1000 if quantity.endswith("m") else float(quantity)
