@@ -1,6 +1,7 @@
 """The two forms in which masks are answered: JSON, and the PNG itself for whoever asks for one mask as `image/png`."""
 
 import asyncio
+import base64
 from typing import Annotated, Any
 
 from fastapi import Header
@@ -8,8 +9,9 @@ from fastapi.responses import Response
 
 from service.answers import IfMatch, SegmentRequest, SegmentResult
 from service.errors import InvalidPromptError
-from service.mask import MaskFormat
+from service.mask import Mask, MaskFormat
 from service.rest import schemas
+from service.rest.packing import packed_from_bytes
 from service.segmenter import Segmenter
 
 PNG = "image/png"
@@ -82,8 +84,8 @@ async def answer_from_result(result: SegmentResult, *, as_png: bool) -> schemas.
     if as_png:
         return _png_from_result(result)
     if any(mask.logits is not None for masks in result.results for mask in masks):  # to deflate, off the event loop
-        return await asyncio.to_thread(schemas.answer_from_result, result)
-    return schemas.answer_from_result(result)
+        return await asyncio.to_thread(body_from_result, result)
+    return body_from_result(result)
 
 
 def _png_from_result(result: SegmentResult) -> Response:
@@ -100,3 +102,30 @@ def _png_from_result(result: SegmentResult) -> Response:
         ", ".join(f"{stage};dur={1000 * getattr(timings, f'{stage}_s'):.3f}" for stage in STAGES),
     )
     return Response(mask.data, headers=dict(zip(PNG_HEADERS, values, strict=True)), media_type=PNG)
+
+
+def body_from_result(result: SegmentResult) -> schemas.SegmentAnswer:
+    """Return the answer's body."""
+    return schemas.SegmentAnswer(
+        image_id=result.image.image_id,
+        size=result.image.size,
+        model=result.image.model,
+        cache=result.cache,
+        results=[schemas.ResultBody(masks=[_body_from_mask(mask) for mask in masks]) for masks in result.results],
+        timings_ms=schemas.timings_body(result.timings),
+    )
+
+
+def _body_from_mask(mask: Mask) -> schemas.MaskBody:
+    rle = schemas.RleBody(size=mask.size, counts=mask.data.decode()) if mask.format is MaskFormat.RLE else None
+    polygons = [[list(ring) for ring in polygon] for polygon in mask.polygons]
+    return schemas.MaskBody(
+        rle=rle,
+        png=base64.b64encode(mask.data).decode() if mask.format is MaskFormat.PNG else None,
+        polygons=polygons if mask.format is MaskFormat.POLYGON else None,
+        logits=None if mask.logits is None else packed_from_bytes(mask.logits),
+        score=mask.score,
+        stability=mask.stability,
+        bbox=mask.bbox,
+        area=mask.area,
+    )

@@ -53,7 +53,13 @@ Tenant = Annotated[str, Depends(tenant_of)]
 
 def image_ref_of(
     tenant: Tenant,
-    image_id: Annotated[str, Path(description="Your name for the image: A-Z a-z 0-9 . _ : @ = + -, at most 128.")],
+    image_id: Annotated[
+        str,
+        Path(
+            description="Your name for the image: A-Z a-z 0-9 . _ : @ = + -, at most 128, the first a letter or digit.",
+            examples=["coins"],
+        ),
+    ],
     x_image_id: Annotated[
         str | None, Header(description="The same id, for load balancers that hash on a header; optional.")
     ] = None,
@@ -74,7 +80,10 @@ def upload_ref_of(
 
 def deadline_of(
     x_request_timeout: Annotated[
-        str | None, Header(description="Seconds this request may take; capped by the server's own deadline.")
+        str | None,
+        Header(
+            description="Seconds this request may take, above 0; capped by the server's own deadline.", examples=["10"]
+        ),
     ] = None,
 ) -> float | None:
     """Return the caller's deadline in seconds, or None."""
@@ -173,7 +182,13 @@ async def segment(
 async def segment_bytes(  # noqa: PLR0913 - the parts of a request
     *,
     image: Annotated[UploadFile, File(description="The bytes of a JPEG, PNG or WebP still image.")],
-    request: Annotated[str, Form(description="JSON of the same form as the body of `/v1/images/{image_id}/masks`.")],
+    request: Annotated[
+        str,
+        Form(
+            description="JSON of the same form as the body of `/v1/images/{image_id}/masks`, of at most 1 MiB.",
+            examples=['{"prompts": [{"points": [[154, 198, 1]]}]}'],
+        ),
+    ],
     core: Core,
     ref: Annotated[ImageRef, Depends(upload_ref_of)],
     deadline_s: Deadline,

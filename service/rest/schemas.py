@@ -1,19 +1,16 @@
 """Bodies of the HTTP API, and their conversion from and to the core's values."""
 
-import base64
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
-from service.answers import IfMatch, ImageRecord, Model, SegmentRequest, SegmentResult, Timings
+from service.answers import IfMatch, ImageRecord, Model, SegmentRequest, Timings
 from service.cache.contract import CacheLevel
 from service.errors import InvalidPromptError
 from service.mask import (
     DEFAULT_OUTPUT,
     MAX_POLYGON_TOLERANCE_PX,
     MAX_REGION_AREA_PX,
-    Mask,
     MaskFormat,
     MaskOutput,
 )
@@ -28,8 +25,10 @@ from service.prompt import (
     check_mask_count,
     mask_input_nbytes,
 )
-from service.rest.packing import bytes_from_packed, packed_from_bytes
+from service.rest.packing import bytes_from_packed
 
+IMAGE_ID = "The name the image is cached under."
+TIMINGS = "Milliseconds per stage."
 MAX_FIELDS = 16  # of an object; those that nobody knows are named, but not a hundred thousand of them
 
 
@@ -78,7 +77,19 @@ class SegmentBody(RequestBody):
     """Prompts on one image."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"prompts": [{"points": [[320, 240, 1]], "box": [50, 40, 400, 380]}]}]},
+        json_schema_extra={
+            "examples": [
+                {"prompts": [{"points": [[154, 198, 1]]}]},
+                {"prompts": [{"box": [134, 178, 175, 219]}, {"points": [[97, 41, 1], [10, 12, 0]]}], "format": "png"},
+                {"prompts": [{"points": [[154, 198, 1]]}], "multimask": True, "include_logits": True, "format": "none"},
+                {
+                    "prompts": [{"points": [[154, 198, 1]], "box": [134, 178, 175, 219]}],
+                    "format": "polygon",
+                    "polygon_tolerance": 0.5,
+                    "min_region_area": 20,
+                },
+            ]
+        },
     )
 
     prompts: Annotated[list[PromptBody], FailFast()] = Field(
@@ -136,7 +147,7 @@ class RleBody(BaseModel):
     """COCO's compressed run lengths, readable by pycocotools."""
 
     size: tuple[int, int] = Field(description="[height, width] of the original image.")
-    counts: str
+    counts: str = Field(description="Runs down the columns, background first, as pycocotools writes them.")
 
 
 class MaskBody(BaseModel):
@@ -162,58 +173,58 @@ class MaskBody(BaseModel):
 
 
 class ResultBody(BaseModel):
-    """The masks of one prompt, best first."""
+    """The masks of one prompt."""
 
-    masks: list[MaskBody]
+    masks: list[MaskBody] = Field(description="Three with `multimask: true`, else one; best first.")
 
 
 class TimingsBody(BaseModel):
-    """Milliseconds per stage."""
+    """Milliseconds that the request spent in each stage."""
 
     queue: float = Field(description="Waiting for admission and looking into the cache.")
     encode: float = Field(description="Decoding the image and running the encoder; 0 when the embedding was cached.")
     decode: float = Field(description="Running the prompt decoder.")
     masks: float = Field(description="Turning logits into masks.")
-    total: float
+    total: float = Field(description="All of it, from the request's admission to its answer.")
 
 
 class SegmentAnswer(BaseModel):
     """Masks for each prompt, in the prompts' order."""
 
-    image_id: str
+    image_id: str = Field(description=IMAGE_ID)
     size: tuple[int, int] = Field(description="[height, width] of the original image as a person sees it.")
     model: str = Field(description="name@digest of the model that answered.")
     cache: CacheLevel = Field(description="Where the embedding came from; miss: the encoder ran.")
-    results: list[ResultBody]
-    timings_ms: TimingsBody
+    results: list[ResultBody] = Field(description="One for each prompt, in the prompts' order.")
+    timings_ms: TimingsBody = Field(description=TIMINGS)
 
 
 class ImageBody(BaseModel):
     """A cached image."""
 
-    image_id: str
+    image_id: str = Field(description=IMAGE_ID)
     digest: str = Field(description="Digest of the uploaded bytes; also the ETag.")
     size: tuple[int, int] = Field(description="[height, width] of the original image as a person sees it.")
-    model: str
-    embedding_bytes: int
+    model: str = Field(description="name@digest of the model that encoded it.")
+    embedding_bytes: int = Field(description="What it takes of the cache.")
 
 
 class EmbedAnswer(ImageBody):
     """A cached image, and what caching it took."""
 
     cache: CacheLevel = Field(description="memory: these bytes were cached already; miss: the encoder ran.")
-    timings_ms: TimingsBody
+    timings_ms: TimingsBody = Field(description=TIMINGS)
 
 
 class ModelBody(BaseModel):
     """The model being served."""
 
-    name: str
-    digest: str
+    name: str = Field(description='E.g. "sam-tiny".')
+    digest: str = Field(description="Of its checkpoint, sha256:<hex>.")
     input_size: int = Field(description="Longest side, in pixels, that images are resized to.")
-    embedding_shape: tuple[int, int, int]
-    max_prompts: int = MAX_PROMPTS
-    max_points: int = MAX_POINTS
+    embedding_shape: tuple[int, int, int] = Field(description="Channels, rows, columns.")
+    max_prompts: int = Field(default=MAX_PROMPTS, description="Of a request.")
+    max_points: int = Field(default=MAX_POINTS, description="Of a prompt.")
     mask_size: int = Field(description="Side of low-res logits, a quarter of `input_size`.")
 
 
@@ -226,9 +237,9 @@ class HealthBody(BaseModel):
 class Problem(BaseModel):
     """An RFC 9457 problem document."""
 
-    type: str = "about:blank"
-    title: str
-    status: int
+    type: str = Field(default="about:blank", description="As the RFC has it where `reason` says it all.")
+    title: str = Field(description="The HTTP status's phrase.")
+    status: int = Field(description="The HTTP status.")
     detail: str = Field(description="What is wrong and what to do, for people.")
     reason: str = Field(description="What is wrong, for programs; stable.")
     field: str | None = Field(default=None, description="The part of the request at fault, if it is one.")
@@ -243,18 +254,6 @@ def image_body(image: ImageRecord) -> dict[str, Any]:
         "model": image.model,
         "embedding_bytes": image.nbytes,
     }
-
-
-def answer_from_result(result: SegmentResult) -> SegmentAnswer:
-    """Return the answer's body."""
-    return SegmentAnswer(
-        image_id=result.image.image_id,
-        size=result.image.size,
-        model=result.image.model,
-        cache=result.cache,
-        results=[ResultBody(masks=_masks(masks)) for masks in result.results],
-        timings_ms=timings_body(result.timings),
-    )
 
 
 def timings_body(timings: Timings) -> TimingsBody:
@@ -278,23 +277,3 @@ def model_body(model: Model) -> ModelBody:
 def _points_in(prompt: object) -> int:
     points = prompt.get("points") if isinstance(prompt, dict) else None
     return len(points) if isinstance(points, list) else 0
-
-
-def _polygons(mask: Mask) -> list[list[list[int]]]:
-    return [[list(ring) for ring in polygon] for polygon in mask.polygons]
-
-
-def _masks(masks: Sequence[Mask]) -> list[MaskBody]:
-    return [
-        MaskBody(
-            rle=RleBody(size=mask.size, counts=mask.data.decode()) if mask.format is MaskFormat.RLE else None,
-            png=base64.b64encode(mask.data).decode() if mask.format is MaskFormat.PNG else None,
-            polygons=_polygons(mask) if mask.format is MaskFormat.POLYGON else None,
-            logits=None if mask.logits is None else packed_from_bytes(mask.logits),
-            score=mask.score,
-            stability=mask.stability,
-            bbox=mask.bbox,
-            area=mask.area,
-        )
-        for mask in masks
-    ]
