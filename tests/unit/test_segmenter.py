@@ -262,7 +262,7 @@ def test_a_slot_given_away_during_the_decode_costs_the_answer_not_its_truth() ->
         decode = core.backend.decode
 
         async def decode_while_evicted(*arguments: object) -> object:
-            (slot, _) = (await cache.find(Wanted(core.segmenter._key(A), "tenant", "a")))[0].place
+            (slot, _) = (await cache.find(Wanted(core.segmenter._images.key(A), "tenant", "a")))[0].place
             cache._shelf.arena.clear_header(slot)
             return await decode(*arguments)
 
