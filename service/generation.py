@@ -18,7 +18,6 @@ from service.backend import DecoderOutput
 from service.cache.contract import CachedImage
 from service.errors import InvalidPromptError
 from service.everything import Crop, Parameters, crops_of, grids_of
-from service.mask import Frame
 from service.prompt import Point, Prompt, PromptBatch, batches_from_prompts
 from service.records import (
     Record,
@@ -30,6 +29,7 @@ from service.records import (
     without_small_regions,
 )
 from service.stopwatch import Stopwatch
+from service.upscaling import Frame
 
 MAX_RECORDS = 16_384  # suppressing duplicates takes time by the square of it
 MAX_RECORD_BYTES = 256 * 1024 * 1024

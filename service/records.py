@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.everything import Crop, Parameters
-from service.mask import Frame, bbox_of, upscaled_from_logits
+from service.mask import bbox_of
 from service.regions import holes_filled, islands_dropped
-from service.rle import binary_from_rle_counts, rle_counts_from_binary
+from service.rle import binary_from_edges, binary_from_rle_counts, edges_from_binary, rle_counts_from_edges
+from service.upscaling import Frame, edges_from_logits
 
 EDGE_PX = 20.0  # masks that come as near to a crop's edge are cut off there
 
@@ -90,22 +91,18 @@ def records_from_candidates(
 def _record_from_candidate(
     candidate: Candidate, crop: Crop, frame: Frame, size: tuple[int, int], parameters: Parameters
 ) -> Record | None:
-    picture = upscaled_from_logits(candidate.logits.astype(np.float32), frame)
-    stability = stability_score(picture, parameters.stability_score_offset)
-    binary = picture > 0
-    x, y, width, height = bbox_of(binary)
-    if stability < parameters.stability_score_thresh or not width:
+    logits = candidate.logits.astype(np.float32)
+    stability = stability_score(logits, frame, parameters.stability_score_offset)
+    if stability < parameters.stability_score_thresh:
         return None
+    edges = edges_from_logits(logits, frame)
+    x, y, width, height = bbox_of(edges, crop.size)
     corners = (crop.x0 + x, crop.y0 + y, crop.x0 + x + width - 1, crop.y0 + y + height - 1)
-    if is_cut_off(corners, crop, size):
+    if not width or is_cut_off(corners, crop, size):
         return None
-    whole = binary
-    if crop.size != size:
-        whole = np.zeros(size, np.bool_)
-        whole[crop.y0 : crop.y1, crop.x0 : crop.x1] = binary
     return Record(
-        counts=rle_counts_from_binary(whole),
-        area=int(np.count_nonzero(binary)),
+        counts=rle_counts_from_edges(_uncropped(edges, crop, size), size),
+        area=area_of(edges),
         corners=corners,
         predicted_iou=candidate.predicted_iou,
         stability_score=stability,
@@ -114,10 +111,27 @@ def _record_from_candidate(
     )
 
 
-def stability_score(picture: NDArray[np.float32], offset: float) -> float:
-    """Return the IoU of the masks that `picture` [height, width], logits, gives at +`offset` and -`offset`."""
-    union = int(np.count_nonzero(picture > -offset))
-    return int(np.count_nonzero(picture > offset)) / union if union else 0.0
+def _uncropped(edges: NDArray[np.int64], crop: Crop, size: tuple[int, int]) -> NDArray[np.int64]:
+    """Return the edges, in the whole image, of a mask with these edges in the crop."""
+    if crop.size == size:
+        return edges
+    whole = np.zeros(size, np.bool_)
+    whole[crop.y0 : crop.y1, crop.x0 : crop.x1] = binary_from_edges(edges, crop.size)
+    return edges_from_binary(whole)
+
+
+def area_of(edges: NDArray[np.int64]) -> int:
+    """Return the pixels of a mask with these edges (see `service.rle`)."""
+    return int((edges[1::2] - edges[::2]).sum())
+
+
+def stability_score(logits: NDArray[np.float32], frame: Frame, offset: float) -> float:
+    """Return the IoU of the masks of the crop's size that low-res `logits` [4G, 4G] give at +`offset` and -`offset`.
+
+    0 where both are empty.
+    """
+    union = area_of(edges_from_logits(logits + offset, frame))
+    return area_of(edges_from_logits(logits - offset, frame)) / union if union else 0.0
 
 
 def is_cut_off(corners: Corners, crop: Crop, size: tuple[int, int]) -> bool:
@@ -164,11 +178,12 @@ def without_small_regions(record: Record, size: tuple[int, int], min_area_px: fl
     binary, is_trimmed = islands_dropped(binary, min_area_px)
     if not (is_filled or is_trimmed):
         return record
-    x, y, width, height = bbox_of(binary)
+    edges = edges_from_binary(binary)
+    x, y, width, height = bbox_of(edges, size)
     return replace(
         record,
-        counts=rle_counts_from_binary(binary),
-        area=int(np.count_nonzero(binary)),
+        counts=rle_counts_from_edges(edges, size),
+        area=area_of(edges),
         corners=(x, y, x + width - 1, y + height - 1),
     )
 

@@ -9,8 +9,26 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, mo
 from service.answers import IfMatch, ImageRecord, Model, SegmentRequest, SegmentResult, Timings
 from service.cache.contract import CacheLevel
 from service.errors import InvalidPromptError
-from service.mask import Mask, MaskFormat
-from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt, check_counts
+from service.mask import (
+    DEFAULT_OUTPUT,
+    MAX_POLYGON_TOLERANCE_PX,
+    MAX_REGION_AREA_PX,
+    Mask,
+    MaskFormat,
+    MaskOutput,
+)
+from service.prompt import (
+    MAX_MASK_INPUTS,
+    MAX_POINTS,
+    MAX_PROMPTS,
+    Box,
+    Point,
+    Prompt,
+    check_counts,
+    check_mask_count,
+    mask_input_nbytes,
+)
+from service.rest.packing import bytes_from_packed, packed_from_bytes
 
 MAX_FIELDS = 16  # of an object; those that nobody knows are named, but not a hundred thousand of them
 
@@ -29,7 +47,7 @@ class RequestBody(BaseModel):
 
 
 class PromptBody(RequestBody):
-    """One object to segment, by points, a box, or both."""
+    """One object to segment: by points, a box, the logits of an earlier answer to refine, or several of these."""
 
     points: Annotated[list[tuple[float, float, int]], FailFast()] = Field(
         default=[],
@@ -40,10 +58,20 @@ class PromptBody(RequestBody):
     box: tuple[float, float, float, float] | None = Field(
         default=None, description="`[x0, y0, x1, y1]` in pixels of the original image, with x0 < x1 and y0 < y1."
     )
+    mask_input: str | None = Field(
+        default=None,
+        description="`logits` of an earlier answer on this image, to be refined: base64 of zlib-packed FP16, "
+        "little-endian, rows of a square of `mask_size` (see `/v1/model`). At most "
+        f"{MAX_MASK_INPUTS} prompts of a request may have one.",
+    )
 
-    def to_prompt(self) -> Prompt:
-        """Return the core's prompt."""
-        return Prompt(tuple(Point(*point) for point in self.points), Box(*self.box) if self.box else None)
+    def to_prompt(self, field: str, mask_size: int) -> Prompt:
+        """Return the core's prompt; `field` is what errors call this one."""
+        packed, mask_input = self.mask_input, None
+        if packed is not None:
+            mask_input = bytes_from_packed(packed, f"{field}.mask_input", mask_input_nbytes(mask_size))
+        points = tuple(Point(*point) for point in self.points)
+        return Prompt(points, Box(*self.box) if self.box else None, mask_input)
 
 
 class SegmentBody(RequestBody):
@@ -62,7 +90,25 @@ class SegmentBody(RequestBody):
         "lone point, which is ambiguous, else the single-mask output.",
     )
     format: MaskFormat = Field(
-        default=MaskFormat.RLE, description="rle: COCO's compressed run lengths. png: a bilevel PNG, base64."
+        default=MaskFormat.RLE,
+        description="rle: COCO's compressed run lengths. png: a bilevel PNG, base64. polygon: outlines with holes. "
+        "none: scores, bounding box and area only.",
+    )
+    include_logits: bool = Field(
+        default=False,
+        description="Return each mask's low-res logits too, which a further prompt takes as `mask_input`.",
+    )
+    min_region_area: int = Field(
+        default=0,
+        description="Fill holes and drop islands of fewer pixels than this, of the original image; "
+        f"0 to {MAX_REGION_AREA_PX}, 0 leaves masks as they are. Of islands that are all smaller the largest stays.",
+        json_schema_extra={"minimum": 0, "maximum": MAX_REGION_AREA_PX},
+    )
+    polygon_tolerance: float = Field(
+        default=DEFAULT_OUTPUT.polygon_tolerance_px,
+        description="How far, in pixels of the original image, a polygon may be from the mask's edge; "
+        f"0 to {MAX_POLYGON_TOLERANCE_PX:g}, 0 follows the edges of the pixels exactly.",
+        json_schema_extra={"minimum": 0, "maximum": MAX_POLYGON_TOLERANCE_PX},
     )
 
     @field_validator("prompts", mode="before")
@@ -73,10 +119,17 @@ class SegmentBody(RequestBody):
             check_counts(len(prompts), map(_points_in, prompts))
         return prompts
 
-    def to_request(self, if_match: IfMatch) -> SegmentRequest:
-        """Return the core's request."""
-        prompts = tuple(prompt.to_prompt() for prompt in self.prompts)
-        return SegmentRequest(prompts, self.multimask, self.format, if_match)
+    @property
+    def has_mask_inputs(self) -> bool:
+        """Whether a prompt has a mask input, so that `to_request` takes a while."""
+        return any(prompt.mask_input is not None for prompt in self.prompts)
+
+    def to_request(self, if_match: IfMatch, mask_size: int) -> SegmentRequest:
+        """Return the core's request, for a model whose low-res logits have the side `mask_size`."""
+        check_mask_count(sum(prompt.mask_input is not None for prompt in self.prompts))
+        prompts = tuple(prompt.to_prompt(f"prompts[{n}]", mask_size) for n, prompt in enumerate(self.prompts))
+        output = MaskOutput(self.format, self.include_logits, self.min_region_area, self.polygon_tolerance)
+        return SegmentRequest(prompts, self.multimask, output, if_match)
 
 
 class RleBody(BaseModel):
@@ -91,6 +144,17 @@ class MaskBody(BaseModel):
 
     rle: RleBody | None = Field(default=None, description="With format rle.")
     png: str | None = Field(default=None, description="With format png: base64 of a bilevel PNG, white on black.")
+    polygons: list[list[list[int]]] | None = Field(
+        default=None,
+        description="With format polygon: the mask's connected pieces; of each the rings, first its outline, then its "
+        "holes; of each ring `x0, y0, x1, y1, ...` in pixels of the original image, on the edges of pixels, the first "
+        "point not repeated. With x to the right and y down, outlines go clockwise, holes the other way.",
+    )
+    logits: str | None = Field(
+        default=None,
+        description="With `include_logits`: base64 of zlib-packed FP16, little-endian, rows of a square of `mask_size` "
+        "(see `/v1/model`). Above 0 is the mask.",
+    )
     score: float = Field(description="Predicted IoU, about 0 to 1.")
     stability: float = Field(description="Stability score of the low-res logits, 0 to 1.")
     bbox: tuple[int, int, int, int] = Field(description="COCO's [x, y, width, height] in pixels; zeros if empty.")
@@ -150,6 +214,7 @@ class ModelBody(BaseModel):
     embedding_shape: tuple[int, int, int]
     max_prompts: int = MAX_PROMPTS
     max_points: int = MAX_POINTS
+    mask_size: int = Field(description="Side of low-res logits, a quarter of `input_size`.")
 
 
 class HealthBody(BaseModel):
@@ -201,8 +266,13 @@ def timings_body(timings: Timings) -> TimingsBody:
 def model_body(model: Model) -> ModelBody:
     """Return the model's facts."""
     side = model.geometry.grid_size
-    shape = (model.geometry.channels, side, side)
-    return ModelBody(name=model.name, digest=model.digest, input_size=model.geometry.input_size, embedding_shape=shape)
+    return ModelBody(
+        name=model.name,
+        digest=model.digest,
+        input_size=model.geometry.input_size,
+        embedding_shape=(model.geometry.channels, side, side),
+        mask_size=model.geometry.mask_size,
+    )
 
 
 def _points_in(prompt: object) -> int:
@@ -210,11 +280,17 @@ def _points_in(prompt: object) -> int:
     return len(points) if isinstance(points, list) else 0
 
 
+def _polygons(mask: Mask) -> list[list[list[int]]]:
+    return [[list(ring) for ring in polygon] for polygon in mask.polygons]
+
+
 def _masks(masks: Sequence[Mask]) -> list[MaskBody]:
     return [
         MaskBody(
             rle=RleBody(size=mask.size, counts=mask.data.decode()) if mask.format is MaskFormat.RLE else None,
             png=base64.b64encode(mask.data).decode() if mask.format is MaskFormat.PNG else None,
+            polygons=_polygons(mask) if mask.format is MaskFormat.POLYGON else None,
+            logits=None if mask.logits is None else packed_from_bytes(mask.logits),
             score=mask.score,
             stability=mask.stability,
             bbox=mask.bbox,
