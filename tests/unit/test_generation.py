@@ -128,15 +128,20 @@ def test_cancelling_stops_the_decodes_and_frees_the_permit() -> None:
     async def scenario(core: Core) -> None:
         await core.segmenter.embed(A, PHOTO)
         slow_decode(core, 0.02)
-        task = asyncio.create_task(everything(core, replace(GRID, points_per_side=32)))
-        await asyncio.sleep(0.2)
+        begun = asyncio.Event()
+
+        async def note(_: Progress) -> None:
+            begun.set()
+
+        task = asyncio.create_task(everything(core, replace(GRID, points_per_side=32), on_progress=note))
+        await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        begun = core.backend.decodes
-        assert 0 < begun < 256
+        decodes = core.backend.decodes
+        assert decodes < 256
         await asyncio.sleep(0.1)
-        assert core.backend.decodes == begun
+        assert core.backend.decodes == decodes
         assert len((await everything(core)).records) == 16
 
     run(scenario, permits=1)
@@ -244,12 +249,18 @@ def test_with_an_image_its_crops_are_forgotten() -> None:
 def test_a_crop_that_is_encoded_while_its_image_is_forgotten_is_not_kept() -> None:
     async def scenario(core: Core) -> None:
         await core.segmenter.embed(A, LARGE)
-        core.backend.gate.clear()
+        encode, begun, goes_on = core.backend.encode, asyncio.Event(), asyncio.Event()
+
+        async def slow(*arguments: object) -> None:
+            begun.set()
+            await goes_on.wait()
+            await encode(*arguments)
+
+        core.backend.encode = slow
         task = asyncio.create_task(everything(core, CROPS, LARGE))
-        await asyncio.sleep(0.2)
-        assert core.backend.encodes == 2  # the image and its first crop
+        await begun.wait()  # of the first crop: the image is cached
         await core.segmenter.delete(A)
-        core.backend.gate.set()
+        goes_on.set()
         await task
         await core.segmenter.embed(A, LARGE)
         with pytest.raises(errors.ImageNotCachedError, match="bytes"):
