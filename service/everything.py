@@ -1,6 +1,7 @@
 """Everything-mode: its parameters, and where they ask, as the original's `SamAutomaticMaskGenerator` has both. Pure."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -80,19 +81,22 @@ def check_parameters(parameters: Parameters) -> None:
     _check(0 < offset <= 100, "stability_score_offset", offset, "above 0, up to 100")  # noqa: PLR2004 - the bound itself
     _check(0 <= overlap < 1, "crop_overlap_ratio", overlap, "0 to below 1")
     if parameters.point_grids:
-        check_grid_counts([len(grid) for grid in parameters.point_grids])
+        check_grid_counts(len(parameters.point_grids), map(len, parameters.point_grids))
         _check_grids(parameters)
     else:
         _check_factor(parameters)
 
 
-def check_grid_counts(counts: list[int]) -> None:
-    """Raise `InvalidPromptError` unless so many points in so many grids are allowed; before they are converted."""
-    if len(counts) > MAX_LAYERS + 1:
+def check_grid_counts(grids: int, points: Iterable[int]) -> None:
+    """Raise `InvalidPromptError` unless there may be so many `grids`, of so many `points` each.
+
+    Transports call it before they convert what they received; `points` is read only where `grids` is within bounds.
+    """
+    if grids > MAX_LAYERS + 1:
         raise InvalidPromptError(
-            f"point_grids holds {len(counts)} grids; at most {MAX_LAYERS + 1} are allowed", field="point_grids"
+            f"point_grids holds {grids} grids; at most {MAX_LAYERS + 1} are allowed", field="point_grids"
         )
-    for index, count in enumerate(counts):
+    for index, count in enumerate(points):
         if not 1 <= count <= MAX_GRID_POINTS:
             field = f"point_grids[{index}]"
             raise InvalidPromptError(f"{field} holds {count} points; 1..{MAX_GRID_POINTS} are allowed", field=field)

@@ -73,7 +73,7 @@ class EverythingBody(RequestBody):
     def _counted(cls, grids: object) -> object:
         """Refuse too many grids or points before each is validated, in the core's words."""
         if isinstance(grids, list):
-            check_grid_counts([len(grid) if isinstance(grid, list) else 1 for grid in grids])
+            check_grid_counts(len(grids), (len(grid) if isinstance(grid, list) else 1 for grid in grids))
         return grids
 
     def to_request(self, if_match: IfMatch) -> EverythingRequest:

@@ -26,7 +26,7 @@ OPTIONAL = (
 
 def everything_from_pb(message: pb.SegmentEverythingRequest) -> EverythingRequest:
     """Return the core's request; what is unset has the core's default."""
-    check_grid_counts([len(grid.xy) // 2 for grid in message.point_grids])
+    check_grid_counts(len(message.point_grids), (len(grid.xy) // 2 for grid in message.point_grids))
     given = {name: getattr(message, name) for name in OPTIONAL if message.HasField(name)}
     grids = tuple(_grid_from_pb(index, grid) for index, grid in enumerate(message.point_grids))
     return EverythingRequest(Parameters(**given, point_grids=grids), if_match_from_pb(message))
