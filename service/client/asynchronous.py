@@ -1,7 +1,7 @@
 """The client for asyncio: `blocking`, with `await`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, Self, Unpack
 
@@ -126,10 +126,15 @@ class AsyncImageHandle:
         return await self._client.run(conversations.segment(self._client.policy, self.picture, prompts, options))
 
     async def everything(
-        self, *, on_progress: Callable[[Progress], None] | None = None, **parameters: Unpack[EverythingParameters]
-    ) -> AsyncIterator[Record]:
+        self,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        timeout_s: float | None = None,
+        **parameters: Unpack[EverythingParameters],
+    ) -> AsyncGenerator[Record, None]:
         """Yield a record of each mask in the picture; see `ImageHandle.everything`."""
-        event, rest = await self._client.run(conversations.everything(self._client.policy, self.picture, parameters))
+        policy = self._client.policy.with_timeout(timeout_s)
+        event, rest = await self._client.run(conversations.everything(policy, self.picture, parameters))
         try:
             while event is not grpc.aio.EOF:
                 if (record := conversations.record_from_event(event, self.picture, on_progress)) is not None:

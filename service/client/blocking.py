@@ -1,7 +1,7 @@
 """The client that blocks."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Self, Unpack
 
 import grpc
@@ -142,13 +142,18 @@ class ImageHandle:
         return self._client.run(conversations.segment(self._client.policy, self.picture, prompts, options))
 
     def everything(
-        self, *, on_progress: Callable[[Progress], None] | None = None, **parameters: Unpack[EverythingParameters]
-    ) -> Iterator[Record]:
+        self,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        timeout_s: float | None = None,
+        **parameters: Unpack[EverythingParameters],
+    ) -> Generator[Record, None, None]:
         """Yield a record of each mask in the picture; the work begins with the first, and ends if none is wanted more.
 
-        `on_progress` is called after each batch of points.
+        `on_progress` is called after each batch of points. `timeout_s` replaces the client's.
         """
-        event, rest = self._client.run(conversations.everything(self._client.policy, self.picture, parameters))
+        policy = self._client.policy.with_timeout(timeout_s)
+        event, rest = self._client.run(conversations.everything(policy, self.picture, parameters))
         try:
             while event is not None:
                 if (record := conversations.record_from_event(event, self.picture, on_progress)) is not None:

@@ -9,6 +9,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from service.client.conversations import Call
+from service.errors import UnauthenticatedError
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 
 OPTIONS = (
@@ -44,6 +45,12 @@ class Target:
     tls: Tls | None
     channels: int
 
+    def __post_init__(self) -> None:
+        if self.api_key is not None and not _fits_in_metadata(self.api_key):
+            error = UnauthenticatedError("the API key has characters that no key has", field="authorization")
+            error.reason = "unauthenticated"
+            raise error
+
     def channel(self, library: ModuleType) -> Any:  # noqa: ANN401 - grpc has no types
         """Open a channel of `grpc` or of `grpc.aio`."""
         if self.tls is None:
@@ -66,10 +73,16 @@ class Pool:
 
     def start(self, call: Call) -> Any:  # noqa: ANN401 - a message, or what one awaits or iterates
         """Make the call over the next channel; what it returns is `grpc`'s or `grpc.aio`'s."""
-        metadata = [("x-image-id", call.image_id)] if call.image_id else []  # load balancers hash on it
+        metadata = []
+        if call.image_id and _fits_in_metadata(call.image_id):  # what does not, the service refuses in its own words
+            metadata.append(("x-image-id", call.image_id))  # load balancers hash on it
         if self._target.api_key:
             metadata.append(("authorization", f"Bearer {self._target.api_key}"))
         return next(self._methods)[call.method](call.request, timeout=call.timeout_s, metadata=metadata)
+
+
+def _fits_in_metadata(text: str) -> bool:
+    return text.isascii() and text.isprintable()
 
 
 def _methods_of(channel: Any) -> dict[str, Any]:  # noqa: ANN401 - grpc has no types

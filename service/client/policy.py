@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.errors import SegmentError
 
@@ -21,6 +21,10 @@ class Policy:
     timeout_s: float
     max_attempts: int
     chance: Callable[[], float] = random.random  # of [0, 1)
+
+    def with_timeout(self, timeout_s: float | None) -> "Policy":
+        """Return this policy, for an operation that may take `timeout_s`; None: as long as others."""
+        return self if timeout_s is None else replace(self, timeout_s=timeout_s)
 
     def wait_s(self, failure: SegmentError, attempts: int, left_s: float) -> float | None:
         """Return how long to wait after so many `attempts`, of which the last met `failure`; None: give up.

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from service.client import SegmentError
 from service.commands.annotate import add_annotate_command
 from service.commands.cache import add_cache_commands
-from service.commands.command import CommandError
+from service.commands.command import CommandError, sentence_of
 from service.commands.embed import add_embed_command
 from service.commands.everything import add_everything_command
 from service.commands.health import add_health_command
+from service.commands.outputs import say
 from service.commands.segment import add_overlay_command, add_segment_command
+from service.image import trust_own_limits
 
 FAILED, INTERRUPTED = 1, 130
 EPILOG = """examples:
@@ -25,6 +27,8 @@ SAM_TARGET and SAM_API_KEY say where the service is and who you are. Exit codes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv`, by default the process's own arguments; return the exit code."""
     arguments = make_parser().parse_args(argv)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own lines on stderr: what they say, the error says
+    trust_own_limits()
     try:
         arguments.run(arguments)
         sys.stdout.flush()
@@ -32,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (CommandError, SegmentError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {sentence_of(error)}")
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

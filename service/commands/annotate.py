@@ -1,13 +1,14 @@
 """`sam annotate`: everything-mode on a folder of pictures, which can be interrupted and taken up again."""
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.client import EverythingParameters, SegmentClient, SegmentError
-from service.commands.command import PICTURE_SUFFIXES, CommandError, Commands, add_command, positive
+from service.commands.command import PICTURE_SUFFIXES, CommandError, Commands, add_command, positive, sentence_of
 from service.commands.connection import connect, connection_options
 from service.commands.everything import EVERYTHING_TIMEOUT_S, annotations_of, everything_options, parameters_of
 from service.commands.outputs import say, write_json
@@ -60,7 +61,7 @@ def annotate_folder(arguments: argparse.Namespace) -> None:
             bar.show(done, len(left), task.image.name)
     say(f"{len(left) - len(failures)} annotated, {len(tasks) - len(left)} skipped, {len(failures)} failed")
     for image, error in sorted(failures, key=lambda failure: failure[0]):
-        say(f"{image}: {getattr(error, 'reason', '') or type(error).__name__}: {error}")
+        say(f"{image.name}: {getattr(error, 'reason', 'unreadable')}: {sentence_of(error)}")
     if failures:
         raise CommandError(f"{len(failures)} of {len(left)} pictures failed")
 
@@ -69,17 +70,19 @@ def tasks_of(folder: Path, output: Path) -> list[Task]:
     """Return the pictures of `folder` by name; those that differ in their suffix alone keep it in the output's name.
 
     Raises:
-        CommandError: there is none.
+        CommandError: there is none, or two of them have one output.
     """
     if not folder.is_dir():
         raise CommandError(f"{folder} is not a folder")
     images = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
     if not images:
         raise CommandError(f"{folder} holds no pictures: {', '.join(PICTURE_SUFFIXES)}")
-    stems = [image.stem for image in images]
-    return [
-        Task(image, output / f"{image.name if stems.count(image.stem) > 1 else image.stem}.json") for image in images
-    ]
+    stems = Counter(image.stem for image in images)
+    names = [image.stem if stems[image.stem] == 1 else image.name for image in images]
+    if len(set(names)) < len(names):
+        name = Counter(names).most_common(1)[0][0]
+        raise CommandError(f"two pictures of {folder} would both be written to {name}.json: rename one")
+    return [Task(image, output / f"{name}.json") for image, name in zip(images, names, strict=True)]
 
 
 def results_of(

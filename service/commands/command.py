@@ -43,6 +43,13 @@ def add_command(
     return parser
 
 
+def sentence_of(error: Exception) -> str:
+    """Return what an error says, in one line: of a file that cannot be read or written, its name and why."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
 def positive(text: str) -> int:
     """Return a number that is 1 or more."""
     if not text.isdecimal() or int(text) < 1:

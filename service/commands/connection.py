@@ -20,7 +20,7 @@ def connection_options(timeout_s: float = 30.0) -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--api-key",
-        default=os.environ.get("SAM_API_KEY"),
+        default=(os.environ.get("SAM_API_KEY") or "").strip() or None,
         metavar="KEY",
         help="better in SAM_API_KEY, the default: what is typed here, other users of the machine can see",
     )

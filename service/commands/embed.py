@@ -1,11 +1,11 @@
 """`sam embed`."""
 
 import argparse
-import sys
 
 from service.client import SegmentError
-from service.commands.command import CommandError, Commands, add_command
+from service.commands.command import CommandError, Commands, add_command, sentence_of
 from service.commands.connection import connect, connection_options
+from service.commands.outputs import say
 
 EXAMPLES = """sam embed photo.jpg
 sam embed *.jpg
@@ -31,7 +31,7 @@ def embed_images(arguments: argparse.Namespace) -> None:
                 picture = client.image(image, image_id=arguments.image_id).picture
             except (SegmentError, OSError) as error:
                 failures += 1
-                print(f"error: {image}: {error}", file=sys.stderr)
+                say(f"error: {image}: {sentence_of(error)}")
             else:
                 height, width = picture.size
                 print(f"{image}\t{picture.image_id}\t{width}x{height}\t{picture.cache}")
