@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,42 +11,11 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from service.client import SegmentClient
-from tests.running import ROOT, RunningService
+from tests.running import RunningService
+from tests.sam import Sam
 
 CLICK = "150,120"
 COMMANDS = ["embed", "segment", "overlay", "everything", "annotate", "health"]
-
-
-class Sam:
-    """Runs `sam` in a folder of its own."""
-
-    def __init__(self, target: str, folder: Path) -> None:
-        self.folder = folder
-        self.environment = {**os.environ, "SAM_TARGET": target, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-
-    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "service.commands", *arguments],
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    def done(self, *arguments: str) -> str:
-        """Run a command that succeeds, silently but for its result; return that."""
-        ended = self(*arguments)
-        assert (ended.returncode, ended.stderr) == (0, "")
-        return ended.stdout
-
-    def failed(self, code: int, *arguments: str, **environment: str) -> list[str]:
-        """Run a command that fails without a result; return the lines that say why."""
-        ended = self(*arguments, **environment)
-        assert (ended.returncode, ended.stdout) == (code, "")
-        assert "Traceback" not in ended.stderr
-        return ended.stderr.splitlines()
 
 
 @pytest.fixture
@@ -87,12 +53,14 @@ def test_embed_goes_on_after_an_image_that_fails(sam: Sam) -> None:
 def test_segment_writes_a_png_and_a_json_of_the_same_mask(sam: Sam) -> None:
     prompt = ["cat.jpg", "--point", CLICK, "--point", "5,5,0", "--box", "60,20,400,290"]
     assert sam.done("segment", *prompt, "-o", "mask.png") == sam.done("segment", *prompt, "-o", "mask.json") == ""
-    picture = Image.open(sam.folder / "mask.png")
+    with Image.open(sam.folder / "mask.png") as picture:
+        assert (picture.mode, picture.size) == ("1", (451, 300))
+        pixels = np.asarray(picture)
     found = json.loads((sam.folder / "mask.json").read_text())
     (mask,) = found["masks"]
-    assert (picture.mode, picture.size, found["size"]) == ("1", (451, 300), [300, 451])
-    assert np.array_equal(np.asarray(picture), coco.decode(mask["rle"]).astype(bool))
-    assert mask["area"] == np.count_nonzero(np.asarray(picture))
+    assert found["size"] == [300, 451]
+    assert np.array_equal(pixels, coco.decode(mask["rle"]).astype(bool))
+    assert mask["area"] == np.count_nonzero(pixels)
     assert json.loads(sam.done("segment", *prompt)) == json.loads(sam.done("segment", *prompt, "-o", "-")) == found
 
 
@@ -106,7 +74,8 @@ def test_overlay_draws_the_mask_and_the_prompt_over_the_picture(sam: Sam, cat: b
     mask = json.loads(sam.done("segment", "cat.jpg", "--point", CLICK, "--box", "60,20,400,290"))["masks"][0]
     inside = coco.decode(mask["rle"]).astype(bool)
     before = np.asarray(Image.open(io.BytesIO(cat)).convert("RGB")).astype(int)
-    after = np.asarray(Image.open(sam.folder / "over.png")).astype(int)
+    with Image.open(sam.folder / "over.png") as picture:
+        after = np.asarray(picture).astype(int)
     changed = (before != after).any(axis=2)
     assert changed[inside].mean() > 0.99
     assert changed[~inside].mean() < 0.1
@@ -119,7 +88,8 @@ def test_overlay_turns_the_picture_as_a_person_sees_it(sam: Sam, cat: bytes) -> 
     exif[0x0112] = 6  # to be turned a quarter
     Image.open(io.BytesIO(cat)).save(sam.folder / "turned.jpg", exif=exif)
     sam.done("overlay", "turned.jpg", "--point", CLICK, "-o", "over.webp")
-    assert Image.open(sam.folder / "over.webp").size == (300, 451)
+    with Image.open(sam.folder / "over.webp") as picture:
+        assert picture.size == (300, 451)
 
 
 def test_health_says_ready_and_which_model(sam: Sam) -> None:

@@ -171,7 +171,7 @@ def test_a_record_is_written_as_sa_1b_does() -> None:
     }
 
 
-@pytest.mark.parametrize("module", ["service.client", "service.commands.__main__"])
+@pytest.mark.parametrize("module", ["service.client", "service.commands.program"])
 def test_it_starts_without_the_gateway_s_libraries(module: str) -> None:
     heavy = "{'fastapi', 'starlette', 'pydantic', 'uvicorn', 'tritonclient', 'cv2', 'prometheus_client', 'redis'}"
     script = f"import sys, {module}; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
