@@ -99,8 +99,11 @@ def segment(policy: Policy, picture: Picture, prompts: Iterable[Prompt], options
 
 def everything(policy: Policy, picture: Picture, parameters: EverythingParameters) -> Steps[Any]:
     """Ask for everything; the result is the stream, as (first event, rest). What breaks later is not tried again."""
-    request = everything_request(picture.image_id, parameters)
-    return (yield from Conversation(policy).call_on(picture, "SegmentEverything", request, streams=True))
+    conversation, request = Conversation(policy), everything_request(picture.image_id, parameters)
+    if not request.crop_n_layers:
+        return (yield from conversation.call_on(picture, "SegmentEverything", request, streams=True))
+    request.image = picture.data  # crops are encoded from the bytes, and missed only when the stream has begun
+    return (yield from conversation.call("SegmentEverything", request, picture.image_id, streams=True))
 
 
 def delete(policy: Policy, picture: Picture) -> Steps[None]:

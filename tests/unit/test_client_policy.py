@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.client import UnreachableError
-from service.client.conversations import Call, Conversation, Pause, Steps, delete, embed, segment
+from service.client.conversations import Call, Conversation, Pause, Steps, delete, embed, everything, segment
 from service.client.picture import Picture
 from service.client.policy import MAX_BACKOFF_S, Policy
-from service.client.prompts import Options, Prompt
+from service.client.prompts import EverythingParameters, Options, Prompt
 from service.errors import (
     DeadlineExceededError,
     DigestMismatchError,
@@ -135,6 +135,18 @@ def test_a_picture_that_left_the_cache_goes_up_again_once() -> None:
     assert (second.HasField("if_match"), second.image) == (False, PICTURE.data)
     assert second.prompts == first.prompts
     assert (pauses, result) == ([], gone[1])
+
+
+@pytest.mark.parametrize(("parameters", "has_bytes"), [({}, False), ({"crop_n_layers": 1}, True)])
+def test_everything_with_crops_brings_the_bytes_that_crops_are_made_of(
+    parameters: EverythingParameters, *, has_bytes: bool
+) -> None:
+    event = pb.SegmentEverythingResponse()
+    calls, _, result = driven(everything(POLICY, PICTURE, parameters), [overloaded(), (event, None)])
+    assert [(call.method, call.streams) for call in calls] == [("SegmentEverything", True)] * 2
+    assert calls[0].request.HasField("image") is has_bytes
+    assert calls[0].request.HasField("if_match") is not has_bytes
+    assert result == (event, None)
 
 
 def test_every_call_about_an_image_names_it_for_load_balancers() -> None:
