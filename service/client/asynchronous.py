@@ -49,8 +49,9 @@ class AsyncSegmentClient:
 
     async def close(self) -> None:
         """Close the connections; calls under way are cancelled."""
-        for channel in self._pool.channels:
-            await channel.close()
+        if "_pool" in vars(self):
+            for channel in self._pool.channels:
+                await channel.close()
 
     async def image(self, source: ImageSource, *, image_id: str | None = None) -> "AsyncImageHandle":
         """Upload an image and have it encoded, at once; see `SegmentClient.image`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.client import EverythingParameters, SegmentClient, SegmentError
-from service.commands.command import PICTURE_SUFFIXES, CommandError, Commands, add_command, positive, sentence_of
+from service.commands.command import PICTURE_SUFFIXES, CommandError, Commands, add_command, positive, reason_of
 from service.commands.connection import connect, connection_options
 from service.commands.everything import EVERYTHING_TIMEOUT_S, annotations_of, everything_options, parameters_of
 from service.commands.outputs import say, write_json
@@ -61,7 +61,7 @@ def annotate_folder(arguments: argparse.Namespace) -> None:
             bar.show(done, len(left), task.image.name)
     say(f"{len(left) - len(failures)} annotated, {len(tasks) - len(left)} skipped, {len(failures)} failed")
     for image, error in sorted(failures, key=lambda failure: failure[0]):
-        say(f"{image.name}: {getattr(error, 'reason', 'unreadable')}: {sentence_of(error)}")
+        say(f"{image.name}: {getattr(error, 'reason', 'unreadable')}: {reason_of(error)}")
     if failures:
         raise CommandError(f"{len(failures)} of {len(left)} pictures failed")
 

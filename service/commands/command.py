@@ -43,11 +43,16 @@ def add_command(
     return parser
 
 
+def reason_of(error: Exception) -> str:
+    """Return what an error says, in one line; the name of a file that cannot be read or written is not in it."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())
+
+
 def sentence_of(error: Exception) -> str:
-    """Return what an error says, in one line: of a file that cannot be read or written, its name and why."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    """Return what an error says, in one line, after the name of the file if it is about one."""
+    name = error.filename if isinstance(error, OSError) else None
+    return reason_of(error) if name is None else f"{name}: {reason_of(error)}"
 
 
 def positive(text: str) -> int:

@@ -3,7 +3,7 @@
 import argparse
 
 from service.client import SegmentError
-from service.commands.command import CommandError, Commands, add_command, sentence_of
+from service.commands.command import CommandError, Commands, add_command, reason_of
 from service.commands.connection import connect, connection_options
 from service.commands.outputs import say
 
@@ -31,7 +31,7 @@ def embed_images(arguments: argparse.Namespace) -> None:
                 picture = client.image(image, image_id=arguments.image_id).picture
             except (SegmentError, OSError) as error:
                 failures += 1
-                say(f"error: {image}: {sentence_of(error)}")
+                say(f"error: {image}: {reason_of(error)}")
             else:
                 height, width = picture.size
                 print(f"{image}\t{picture.image_id}\t{width}x{height}\t{picture.cache}")

@@ -44,7 +44,7 @@ def test_embed_goes_on_after_an_image_that_fails(sam: Sam) -> None:
     assert ended.returncode == 1
     assert [line.split("\t")[0] for line in ended.stdout.splitlines()] == ["cat.jpg"]
     assert ended.stderr.splitlines() == [
-        "error: missing.jpg: missing.jpg: No such file or directory",
+        "error: missing.jpg: No such file or directory",
         "error: no.jpg: the bytes are not a JPEG, PNG or WebP image",
         "error: 2 of 3 images failed",
     ]
