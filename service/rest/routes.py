@@ -5,7 +5,6 @@ import re
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Header, Path, Request, Response, UploadFile
-from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
 from service.answers import ANY_DIGEST, IfMatch, ImageRef
@@ -194,12 +193,6 @@ async def readyz(core: Core, response: Response) -> schemas.HealthBody:
         return schemas.HealthBody(status="ok")
     response.status_code = 503
     return schemas.HealthBody(status="draining" if core.draining else "model_unavailable")
-
-
-@health.get("/", include_in_schema=False)
-async def index() -> RedirectResponse:
-    """Lead people to the documentation."""
-    return RedirectResponse("docs")
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:

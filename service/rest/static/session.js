@@ -1,0 +1,230 @@
+// One photograph and what was asked about it: the prompt, its history, the answers.
+
+import { ApiError, sleep } from "./api.js";
+
+const PREVIEW_PAUSE_S = 0.08;
+const NOTHING = { points: [], box: null, masks: [], choice: 0, answer: null };
+
+export class Session {
+  #asking = new AbortController();
+  #previewing = new AbortController();
+  #embedding = null;
+  #wanted = null; // where the pointer was last, if no preview was asked for there yet
+  #isPreviewing = false;
+
+  /** `on` has changed(), busy(sentence), done(sentence) and failed(error, again), `again` being what to call. */
+  constructor(api, photo, on) {
+    this.api = api;
+    this.photo = photo;
+    this.on = on;
+    this.history = [NOTHING];
+    this.embedded = null; // the answer to the upload
+    this.wasSentAgain = false;
+    this.preview = null; // a mask
+    this.records = null; // of everything-mode
+    this.selected = -1;
+  }
+
+  /** The prompt as it stands: {points, box, masks, choice, answer, roundTripMs}. */
+  get state() {
+    return this.history[this.history.length - 1];
+  }
+
+  /** The mask on view, with its rle, bbox, area and score; undefined if there is none. */
+  get mask() {
+    return this.state.masks[this.state.choice];
+  }
+
+  get canUndo() {
+    return this.history.length > 1;
+  }
+
+  /** Have the photograph encoded. */
+  async open() {
+    await this.#work("Encoding the photograph …", async (signal) => {
+      await this.#ensureEmbedded(signal);
+      return "Ready. Click on something, or drag a box around it.";
+    }, () => this.open());
+  }
+
+  /** End all that is under way. */
+  close() {
+    this.#asking.abort();
+    this.stopPreview();
+  }
+
+  addPoint(x, y, label) {
+    const { points, box } = this.state;
+    return this.#ask({ ...NOTHING, points: [...points, [rounded(x), rounded(y), label]], box });
+  }
+
+  setBox(box) {
+    return this.#ask({ ...NOTHING, points: this.state.points, box: box.map(rounded) });
+  }
+
+  undo() {
+    if (this.records) return this.clear();
+    if (!this.canUndo) return undefined;
+    this.history.pop();
+    return this.#answer(this.state);
+  }
+
+  clear() {
+    this.close();
+    this.history = [NOTHING];
+    this.records = null;
+    this.selected = -1;
+    this.on.done("Cleared.");
+    this.on.changed();
+  }
+
+  choose(index) {
+    this.state.choice = index;
+    const { score } = this.mask;
+    this.on.done(`Candidate ${index + 1} of ${this.state.masks.length}, score ${score.toFixed(2)}.`);
+    this.on.changed();
+  }
+
+  /** Find everything there is. */
+  async everything() {
+    this.history = [NOTHING];
+    this.stopPreview();
+    await this.#work("Looking for everything; this takes a while. Esc stops it.", async (signal) => {
+      const start = performance.now();
+      const answer = await this.#recovering((id) => this.api.everything(id, signal), signal);
+      this.records = answer.records;
+      this.history = [{ ...NOTHING, answer, roundTripMs: performance.now() - start }];
+      return `${answer.records.length} things found. Click on one to pick it; Esc leaves.`;
+    }, () => this.everything());
+  }
+
+  select(index) {
+    this.selected = index;
+    const record = this.records[index];
+    this.on.done(record ? `Thing ${index + 1} of ${this.records.length}: ${pixels(record.area)}.` : "Nothing there.");
+    this.on.changed();
+  }
+
+  /** Show what a click at (x, y) would give. One request is under way at most; after it, the latest place counts. */
+  async hover(x, y) {
+    if (this.canUndo || this.records || !this.embedded) return;
+    this.#wanted = [rounded(x), rounded(y), 1];
+    if (this.#isPreviewing) return;
+    this.#isPreviewing = true;
+    const { signal } = (this.#previewing = new AbortController());
+    try {
+      while (this.#wanted && !signal.aborted) {
+        const prompt = { points: [this.#wanted] };
+        this.#wanted = null;
+        const answer = await this.#recovering((id) => this.api.segment(id, prompt, { signal, patient: false }), signal);
+        [this.preview] = answer.results[0].masks;
+        this.on.changed();
+        await sleep(PREVIEW_PAUSE_S, signal);
+      }
+    } catch (error) {
+      if (!signal.aborted) await this.#pausePreviews(error);
+    } finally {
+      this.#isPreviewing = false;
+    }
+  }
+
+  stopPreview() {
+    this.#wanted = null;
+    this.#previewing.abort();
+    if (this.preview) {
+      this.preview = null;
+      this.on.changed();
+    }
+  }
+
+  /** A preview that is refused for now is no event: the next one waits. Anything else is told. */
+  async #pausePreviews(error) {
+    if (error.retryAfterS) await sleep(error.retryAfterS);
+    else this.on.failed(error, () => this.on.done(""));
+  }
+
+  #ask(state) {
+    this.history.push(state);
+    return this.#answer(state);
+  }
+
+  /** Show the answer to `state`, asking for it if it is not there. */
+  async #answer(state) {
+    this.stopPreview();
+    const isEmpty = !state.points.length && !state.box;
+    await this.#work(isEmpty || state.answer ? "" : "Segmenting …", async (signal) => {
+      if (isEmpty) return "Nothing is marked now.";
+      if (!state.answer) await this.#segment(state, signal);
+      const [best] = state.masks;
+      if (!best.area) return "Nothing was found there.";
+      const choices = state.masks.length > 1 ? ` ${state.masks.length} candidates.` : "";
+      return `Mask of ${pixels(best.area)}, score ${best.score.toFixed(2)}.${choices}`;
+    }, () => this.#answer(state));
+  }
+
+  async #segment(state, signal) {
+    const prompt = { points: state.points, ...(state.box && { box: state.box }) };
+    const multimask = state.points.length === 1 && !state.box ? true : null; // a lone point may mean three things
+    const start = performance.now();
+    const answer = await this.#recovering((id) => this.api.segment(id, prompt, { multimask, signal }), signal);
+    Object.assign(state, { answer, masks: answer.results[0].masks, roundTripMs: performance.now() - start });
+  }
+
+  /** Return what `ask(id)` does; if the server has forgotten the photograph, send it again and ask once more. */
+  async #recovering(ask, signal) {
+    this.wasSentAgain = false;
+    await this.#ensureEmbedded(signal);
+    try {
+      return await ask(this.photo.id);
+    } catch (error) {
+      if (error.reason !== "image_not_cached") throw error;
+      this.on.busy("The server has forgotten this photograph; sending it again …");
+      this.#embedding = null;
+      await this.#ensureEmbedded(signal);
+      this.wasSentAgain = true;
+      return ask(this.photo.id);
+    }
+  }
+
+  /** Upload once, whoever asks; an upload that failed is tried again by the next who needs it. */
+  async #ensureEmbedded(signal) {
+    this.#embedding ??= this.#embed();
+    await this.#embedding;
+    signal.throwIfAborted();
+  }
+
+  async #embed() {
+    try {
+      this.embedded = await this.api.embed(this.photo.id, this.photo.blob);
+    } catch (error) {
+      this.#embedding = null;
+      throw error;
+    }
+  }
+
+  /** Do `work(signal)`, which returns a closing sentence, in place of whatever was being done. */
+  async #work(sentence, work, again) {
+    this.#asking.abort();
+    const { signal } = (this.#asking = new AbortController());
+    if (sentence) this.on.busy(sentence);
+    this.on.changed();
+    try {
+      const closing = await work(signal);
+      const sentAgain = this.wasSentAgain ? " The server had forgotten the photograph; it was sent again." : "";
+      this.wasSentAgain = false;
+      this.on.done(closing + sentAgain);
+    } catch (error) {
+      if (signal.aborted) return;
+      this.on.failed(error, error instanceof ApiError ? again : null);
+    }
+    this.on.changed();
+  }
+}
+
+function rounded(value) {
+  return Math.round(10 * value) / 10;
+}
+
+function pixels(area) {
+  return `${area.toLocaleString("en")} pixels`;
+}
