@@ -1,14 +1,20 @@
 """The demo page as a person uses it: places are pixels of the photograph, answers are what the server sent."""
 
+import io
+import os
 import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from playwright.sync_api import ConsoleMessage, Page, Request, Response, expect
 from pycocotools import mask as coco
 
+from tests.running import ROOT
+
+IMAGES = ROOT / "docs" / "images"
 PIXEL = """(canvas, [x, y]) => {
     const copy = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
     copy.drawImage(canvas, -Math.floor(x * canvas.width), -Math.floor(y * canvas.height));
@@ -50,6 +56,13 @@ class Demo:
         self.expect_status("Ready")
         assert self.fact("Photograph") == f"{width} \N{MULTIPLICATION SIGN} {height}"
         self.size = (width, height)
+
+    def keep_screenshot(self, name: str) -> None:
+        """Write docs/images/`name`.png for the README, in 256 colours, if SAM_SCREENSHOTS=1."""
+        if os.environ.get("SAM_SCREENSHOTS") == "1":
+            IMAGES.mkdir(parents=True, exist_ok=True)
+            with Image.open(io.BytesIO(self.page.screenshot())) as taken:
+                taken.convert("RGB").quantize(256).save(IMAGES / f"{name}.png", optimize=True)
 
     def fact(self, name: str) -> str:
         """Return an entry of the list of what it took."""

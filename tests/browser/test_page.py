@@ -67,6 +67,7 @@ def test_a_click_on_a_coin_gives_that_coin_without_running_the_encoder(demo: Dem
     assert answer["cache"] == "memory"
     assert demo.fact("Encoder") == "skipped (in memory)"
     assert demo.fact("Decoder").endswith("ms")
+    demo.keep_screenshot("page")
     demo.expect_status(f"Mask of {mask.sum():,} pixels")
 
 
@@ -255,6 +256,8 @@ def test_on_a_phone_taps_long_presses_and_drags_work_and_nothing_is_cut_off(
         demo.page.wait_for_timeout(700)
         touch("touchEnd")
     assert [point[2] for point in prompt_of(caught.value)["points"]] == [1, 0]
+    demo.expect_status("Mask of")
+    demo.keep_screenshot("page-phone")
     demo.page.locator("#clear").tap()
     with demo.page.expect_request(lambda request: "box" in (request.post_data or "")):
         touch("touchStart", *demo.on_screen(134, 178))

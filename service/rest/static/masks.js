@@ -37,26 +37,29 @@ function silhouette(rle, columns, rows) {
 /** Return a canvas with the mask tinted (opacity 0 to 1) and outlined, `thickness` device pixels thick. */
 export function layerFromRle(rle, columns, rows, { color = BLUE, opacity = 0.45, thickness = 2 } = {}) {
   const mask = silhouette(rle, columns, rows);
-  const pixels = new Uint8ClampedArray(4 * columns * rows);
-  const inside = (column, row) =>
-    column >= 0 && row >= 0 && column < columns && row < rows && mask[row * columns + column] === 1;
-  const touches = (column, row, distance, wanted) =>
-    inside(column - distance, row) === wanted ||
-    inside(column + distance, row) === wanted ||
-    inside(column, row - distance) === wanted ||
-    inside(column, row + distance) === wanted;
+  const [tint, line, rim] = [word(color, 255 * opacity), word(color, 255), word([255, 255, 255], 200)];
+  const words = new Uint32Array(columns * rows);
   for (let row = 0, index = 0; row < rows; row++) {
     for (let column = 0; column < columns; column++, index++) {
-      if (mask[index]) {
-        let edge = false;
-        for (let distance = 1; distance <= thickness && !edge; distance++) edge = touches(column, row, distance, false);
-        pixels.set([...color, edge ? 255 : 255 * opacity], 4 * index);
-      } else if (touches(column, row, 1, true)) {
-        pixels.set([255, 255, 255, 200], 4 * index); // a light rim, so that the outline shows on any photograph
+      const set = mask[index];
+      let near = false; // whether a pixel of the other kind, or the picture's edge, is that near
+      for (let step = 1; step <= (set ? thickness : 1) && !near; step++) {
+        near =
+          (column < step ? 0 : mask[index - step]) !== set ||
+          (column + step >= columns ? 0 : mask[index + step]) !== set ||
+          (row < step ? 0 : mask[index - step * columns]) !== set ||
+          (row + step >= rows ? 0 : mask[index + step * columns]) !== set;
       }
+      if (set) words[index] = near ? line : tint;
+      else if (near) words[index] = rim; // light, so that the outline shows on any photograph
     }
   }
-  return canvasFromPixels(pixels, columns, rows);
+  return canvasFromPixels(new Uint8ClampedArray(words.buffer), columns, rows);
+}
+
+/** Return the 32-bit word of a pixel, in this machine's byte order. */
+function word([red, green, blue], alpha) {
+  return new Uint32Array(Uint8ClampedArray.of(red, green, blue, alpha).buffer)[0];
 }
 
 /** Return which record covers each pixel (its index plus one, 0 for none), smaller records over larger ones. */
@@ -71,15 +74,18 @@ export function labelsFromRecords(records, columns, rows) {
 
 /** Return a canvas with each label in a colour of its own. */
 export function layerFromLabels(labels, columns, rows) {
-  const pixels = new Uint8ClampedArray(4 * columns * rows);
-  const colors = new Map();
+  const words = new Uint32Array(columns * rows);
+  const hues = new Map();
   labels.forEach((label, index) => {
     if (label === 0) return;
-    if (!colors.has(label)) colors.set(label, rgbFromHue((label * GOLDEN_ANGLE) % 360));
-    const edge = label !== labels[index + 1] || label !== labels[index + columns];
-    pixels.set([...colors.get(label), edge ? 255 : 115], 4 * index);
+    if (!hues.has(label)) {
+      const color = rgbFromHue((label * GOLDEN_ANGLE) % 360);
+      hues.set(label, [word(color, 115), word(color, 255)]);
+    }
+    const isEdge = label !== labels[index + 1] || label !== labels[index + columns];
+    words[index] = hues.get(label)[Number(isEdge)];
   });
-  return canvasFromPixels(pixels, columns, rows);
+  return canvasFromPixels(new Uint8ClampedArray(words.buffer), columns, rows);
 }
 
 /** Return [red, green, blue] of a strong colour; hue in degrees. */

@@ -3,11 +3,14 @@
 import { ApiError, sleep } from "./api.js";
 
 const PREVIEW_PAUSE_S = 0.08;
+const PAUSE_AFTER_FAILURE_S = 2;
+const SENT_AGAIN = "The server had forgotten the photograph; it was sent again.";
 const NOTHING = { points: [], box: null, masks: [], choice: 0, answer: null };
 
 export class Session {
   #asking = new AbortController();
   #previewing = new AbortController();
+  #working = null; // the signal of the work under way
   #embedding = null;
   #wanted = null; // where the pointer was last, if no preview was asked for there yet
   #isPreviewing = false;
@@ -107,7 +110,7 @@ export class Session {
 
   /** Show what a click at (x, y) would give. One request is under way at most; after it, the latest place counts. */
   async hover(x, y) {
-    if (this.canUndo || this.records || !this.embedded) return;
+    if (this.canUndo || this.records || this.#working || !this.embedded) return;
     this.#wanted = [rounded(x), rounded(y), 1];
     if (this.#isPreviewing) return;
     this.#isPreviewing = true;
@@ -118,6 +121,7 @@ export class Session {
         this.#wanted = null;
         const answer = await this.#recovering((id) => this.api.segment(id, prompt, { signal, patient: false }), signal);
         [this.preview] = answer.results[0].masks;
+        if (this.wasSentAgain) this.on.done(SENT_AGAIN);
         this.on.changed();
         await sleep(PREVIEW_PAUSE_S, signal);
       }
@@ -137,10 +141,10 @@ export class Session {
     }
   }
 
-  /** A preview that is refused for now is no event: the next one waits. Anything else is told. */
+  /** After a failure the next preview waits. One that is only refused for now is no event; anything else is told. */
   async #pausePreviews(error) {
-    if (error.retryAfterS) await sleep(error.retryAfterS);
-    else this.on.failed(error, () => this.on.done(""));
+    if (error.retryAfterS === null) this.on.failed(error, null);
+    await sleep(error.retryAfterS ?? PAUSE_AFTER_FAILURE_S);
   }
 
   #ask(state) {
@@ -206,17 +210,19 @@ export class Session {
   async #work(sentence, work, again) {
     this.#asking.abort();
     const { signal } = (this.#asking = new AbortController());
+    this.#working = signal;
     if (sentence) this.on.busy(sentence);
     this.on.changed();
     try {
       const closing = await work(signal);
-      const sentAgain = this.wasSentAgain ? " The server had forgotten the photograph; it was sent again." : "";
-      this.wasSentAgain = false;
-      this.on.done(closing + sentAgain);
+      this.on.done(this.wasSentAgain ? `${closing} ${SENT_AGAIN}` : closing);
     } catch (error) {
       if (signal.aborted) return;
       this.on.failed(error, error instanceof ApiError ? again : null);
+    } finally {
+      if (this.#working === signal) this.#working = null;
     }
+    this.wasSentAgain = false;
     this.on.changed();
   }
 }
