@@ -83,7 +83,12 @@ def mask_from_logits(logits: NDArray[np.float16], score: float, frame: Frame, ma
 
 
 def binary_from_logits(logits: NDArray[np.float32], frame: Frame) -> NDArray[np.bool_]:
-    """Upscale `logits` [4G, 4G] as the original does (`Sam.postprocess_masks`) and threshold: bool [height, width].
+    """Upscale `logits` [4G, 4G] and threshold: bool [height, width]."""
+    return np.asarray(upscaled_from_logits(logits, frame) > 0)
+
+
+def upscaled_from_logits(logits: NDArray[np.float32], frame: Frame) -> NDArray[np.float32]:
+    """Upscale `logits` [4G, 4G] as the original does (`Sam.postprocess_masks`): FP32 [height, width].
 
     Two bilinear steps: to the input, cropped to the picture, then to the original size.
     """
@@ -91,7 +96,7 @@ def binary_from_logits(logits: NDArray[np.float32], frame: Frame) -> NDArray[np.
     valid_height, valid_width = frame.valid_size
     height, width = frame.size
     picture = cv2.resize(full[:valid_height, :valid_width], (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(picture > 0)
+    return np.asarray(picture, np.float32)
 
 
 def stability_of(logits: NDArray[np.float32], frame: Frame) -> float:

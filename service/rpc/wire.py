@@ -10,7 +10,7 @@ from service.rpc.pb import segment_anything_pb2 as pb
 
 MAX_BYTES_BESIDE_IMAGE = 1024 * 1024  # as many prompts of as many points as are allowed are 0.5 MB
 MAX_FIELDS = 1024  # looked through in search of the image; a request within bounds has not a third of them
-IMAGE_FIELD = pb.SegmentRequest.IMAGE_FIELD_NUMBER  # of `EmbedImageRequest` too
+IMAGE_FIELD = pb.SegmentRequest.IMAGE_FIELD_NUMBER  # of the other requests with an image too
 
 
 class Wire(IntEnum):
