@@ -14,6 +14,7 @@ from pycocotools import mask as coco
 
 from tests.running import ROOT
 
+MAX_IMAGE_HEIGHT = 1000
 IMAGES = ROOT / "docs" / "images"
 PIXEL = """(canvas, [x, y]) => {
     const copy = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
@@ -58,11 +59,13 @@ class Demo:
         self.size = (width, height)
 
     def keep_screenshot(self, name: str) -> None:
-        """Write docs/images/`name`.png for the README, in 256 colours, if SAM_SCREENSHOTS=1."""
+        """Write docs/images/`name`.png for the README, small, if SAM_SCREENSHOTS=1."""
         if os.environ.get("SAM_SCREENSHOTS") == "1":
             IMAGES.mkdir(parents=True, exist_ok=True)
             with Image.open(io.BytesIO(self.page.screenshot())) as taken:
-                taken.convert("RGB").quantize(256).save(IMAGES / f"{name}.png", optimize=True)
+                taken.thumbnail((taken.width, MAX_IMAGE_HEIGHT))
+                few_colors = taken.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+                few_colors.save(IMAGES / f"{name}.png", optimize=True)
 
     def fact(self, name: str) -> str:
         """Return an entry of the list of what it took."""

@@ -38,6 +38,11 @@ PNG_AND_RLE = """async ({ body, path, counts, size }) => {
     return { differing, set: mask.reduce((sum, value) => sum + value, 0), length: mask.length };
 }"""
 
+SAMPLED = """async ([rle, columns, rows]) => {
+    const { maskFromRle } = await import("/static/rle.js");
+    return [...maskFromRle(rle, columns, rows)];
+}"""
+
 ERROR_OF_RLE = """async (counts) => {
     const { maskFromRle } = await import("/static/rle.js");
     try {
@@ -80,6 +85,19 @@ def test_the_pages_run_lengths_mean_what_the_servers_png_shows(demo: Demo) -> No
         rle = answer["results"][0]["masks"][0]["rle"]
         compared = demo.page.evaluate(PNG_AND_RLE, {"body": body, "path": path, **rle})
         assert compared == {"differing": 0, "set": int(coco.area(rle)), "length": 303 * 384}
+
+
+def test_run_lengths_are_enlarged_and_reduced_as_nearest_neighbours(demo: Demo) -> None:
+    answer = httpx.post(
+        f"{demo.page.url}v1/images/sha256-{hashlib.sha256(SAMPLE.read_bytes()).hexdigest()}/masks",
+        json={"prompts": [{"points": [[*COIN, 1]]}]},
+    ).json()
+    mask = mask_of(answer)
+    for columns, rows in ((768, 606), (1000, 800), (192, 101)):
+        sampled = demo.page.evaluate(SAMPLED, [answer["results"][0]["masks"][0]["rle"], columns, rows])
+        x = ((np.arange(columns) + 0.5) * 384 / columns).astype(int)
+        y = ((np.arange(rows) + 0.5) * 303 / rows).astype(int)
+        assert (np.array(sampled).reshape(rows, columns) == mask[np.ix_(y, x)]).all()
 
 
 def test_broken_run_lengths_are_refused(demo: Demo) -> None:

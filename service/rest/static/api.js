@@ -3,6 +3,7 @@
 const KEY = "sam-api-key";
 const MAX_TRIES = 8;
 const MAX_WAIT_S = 30;
+const EVERYTHING = { points_per_side: 16, pred_iou_thresh: 0, stability_score_thresh: 0.8 }; // a quick look
 
 /** What the server, or the way to it, had to say instead of an answer. `reason` is stable, the message for people. */
 export class ApiError extends Error {
@@ -48,10 +49,10 @@ export class Api {
     return this.#json("POST", `v1/images/${encodeURIComponent(id)}/masks`, { body, signal, patient, json: true });
   }
 
-  /** Return a record for each thing found on a cached image. */
+  /** Return a record for each thing found on a cached image, however poorly rated: the page sorts them itself. */
   everything(id, signal) {
     const path = `v1/images/${encodeURIComponent(id)}/everything`;
-    return this.#json("POST", path, { body: "{}", signal, json: true });
+    return this.#json("POST", path, { body: JSON.stringify(EVERYTHING), signal, json: true });
   }
 
   async #json(method, path, { body, signal, patient = true, json = false }) {

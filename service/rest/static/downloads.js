@@ -10,7 +10,13 @@ export async function savePng(photo, rle) {
 
 /** Save `masks` ({rle, area, bbox, score}) as a COCO data set of one image. */
 export function saveCoco(photo, masks) {
-  save(new Blob([JSON.stringify(cocoFromMasks(photo, masks), null, 1)], { type: "application/json" }), `${stem(photo)}-coco.json`);
+  const text = JSON.stringify(cocoFromMasks(photo, masks), null, 1);
+  save(new Blob([text], { type: "application/json" }), `${stem(photo)}-coco.json`);
+}
+
+/** Return the mask of a record. Its box, like the original's, is one less wide and high than COCO's. */
+export function maskFromRecord({ segmentation, area, bbox: [x, y, width, height], predicted_iou }) {
+  return { rle: segmentation, area, bbox: [x, y, width + 1, height + 1], score: predicted_iou };
 }
 
 function cocoFromMasks(photo, masks) {

@@ -5,7 +5,9 @@ const SKIPPED = { memory: "skipped (in memory)", redis: "skipped (in Redis)" };
 /** Return <dt> and <dd> elements about the session's last answer. */
 export function factsFromSession({ photo, embedded, state: { answer, roundTripMs } }) {
   const rows = [["Photograph", `${photo.width} × ${photo.height}`]];
-  if (embedded) rows.push(["Upload", embedded.cache === "miss" ? `encoded, ${ms(embedded.timings_ms.encode)}` : "was cached"]);
+  if (embedded) {
+    rows.push(["Upload", embedded.cache === "miss" ? `encoded, ${ms(embedded.timings_ms.encode)}` : "was cached"]);
+  }
   if (answer) {
     const { encode, decode, masks, total } = answer.timings_ms;
     rows.push(

@@ -1,9 +1,10 @@
 // The page: connects what is on it with the session about the photograph on view.
 
 import { Api } from "./api.js";
-import { saveCoco, savePng } from "./downloads.js";
+import { maskFromRecord, saveCoco, savePng } from "./downloads.js";
 import { factsFromSession } from "./facts.js";
 import { Gestures } from "./gestures.js";
+import { askForKey, isAskingForKey } from "./keys.js";
 import { labelsFromRecords, layerFromLabels, layerFromRle } from "./masks.js";
 import { photoFromBlob } from "./photo.js";
 import { Session } from "./session.js";
@@ -23,7 +24,7 @@ let dragged = null; // the box under the hand
 let again = null; // what "Try again" does
 let fitted = {};
 let layers = new Map(); // of masks, for the canvas's present size
-let labels = null; // of everything-mode's records, likewise
+let labels = null; // of everything-mode's records, likewise: {records, map, layer}
 
 const api = new Api({
   askForKey,
@@ -78,20 +79,6 @@ function sentence(text) {
   return trimmed.charAt(0).toUpperCase() + trimmed.slice(1) + (/[.!?]$/.test(trimmed) ? "" : ".");
 }
 
-/** Resolve to the key that a person types, or to "". */
-function askForKey(wasRefused) {
-  const dialog = element("key-dialog");
-  element("key-text").textContent = wasRefused
-    ? "That key was not accepted. Try another one."
-    : "It is kept for this tab only, and forgotten when the tab closes.";
-  element("key").value = "";
-  dialog.returnValue = "";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue && element("key").value.trim()), { once: true });
-  });
-}
-
 // What is shown
 
 function layerOf(rle, options) {
@@ -112,16 +99,19 @@ function shownLayers() {
 }
 
 function layerFromRecords() {
-  labels ??= labelsFromRecords(session.records, view.columns, view.rows);
-  if (!layers.has(labels)) layers.set(labels, layerFromLabels(labels, view.columns, view.rows));
-  return layers.get(labels);
+  const { records } = session;
+  if (labels?.records !== records) {
+    const map = labelsFromRecords(records, view.columns, view.rows);
+    labels = { records, map, layer: layerFromLabels(map, view.columns, view.rows) };
+  }
+  return labels.layer;
 }
 
 function recordAt(x, y) {
   const { photo } = session;
   const column = Math.min(view.columns - 1, Math.floor((x / photo.width) * view.columns));
   const row = Math.min(view.rows - 1, Math.floor((y / photo.height) * view.rows));
-  return labels[row * view.columns + column] - 1;
+  return labels.map[row * view.columns + column] - 1;
 }
 
 function forgetLayers() {
@@ -136,7 +126,6 @@ function draw() {
 }
 
 function show() {
-  if (!session.records) labels = null;
   draw();
   const { records, state } = session;
   element("undo").disabled = !session.canUndo && !records;
@@ -145,6 +134,9 @@ function show() {
   element("save-png").disabled = !(session.mask ?? records?.[session.selected]);
   element("save-coco").disabled = !(session.mask ?? records?.length);
   element("candidates").hidden = state.masks.length < 2;
+  element("ratings").hidden = !session.found?.length;
+  element("least").value = session.least;
+  element("least-text").textContent = session.least.toFixed(2);
   showChoices(state);
   element("facts").replaceChildren(...factsFromSession(session));
 }
@@ -221,8 +213,7 @@ function toggleEverything() {
 
 function saveAsCoco() {
   const { mask, photo, records } = session;
-  const fromRecord = (record) => ({ ...record, rle: record.segmentation, score: record.predicted_iou });
-  saveCoco(photo, records ? records.map(fromRecord) : [mask]);
+  saveCoco(photo, records ? records.map(maskFromRecord) : [mask]);
 }
 
 function onCanvasKey(event) {
@@ -237,7 +228,7 @@ function onCanvasKey(event) {
 }
 
 function onKey(event) {
-  if (!session || element("key-dialog").open) return;
+  if (!session || isAskingForKey()) return;
   if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z" && !event.shiftKey) session.undo();
   else if (event.key === "Escape" && (session.canUndo || session.records || isBusy())) session.clear();
   else return;
@@ -252,14 +243,10 @@ function connect() {
   listen("undo", () => session.undo());
   listen("clear", () => session.clear());
   listen("everything", toggleEverything);
+  element("least").addEventListener("input", ({ target }) => session.setLeast(target.valueAsNumber));
   listen("save-png", () => savePng(session.photo, session.mask?.rle ?? session.records[session.selected].segmentation));
   listen("save-coco", saveAsCoco);
   listen("again", () => again?.());
-  listen("key-cancel", () => element("key-dialog").close(""));
-  element("key-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    element("key-dialog").close("given");
-  });
   element("file").addEventListener("change", ({ target }) => {
     openFile(target.files[0]);
     target.value = ""; // the same file may be chosen again

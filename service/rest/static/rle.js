@@ -30,25 +30,16 @@ export function paintRle({ size: [height, width], counts }, columns, rows, paint
   if (runs.reduce((sum, run) => sum + run, 0) !== height * width) {
     throw new RangeError(`the run lengths do not describe a mask of ${height} x ${width} pixels`);
   }
-  let run = 0;
-  let start = 0;
-  let end = runs[0];
-  const advance = () => {
-    start = end;
-    end += runs[++run];
-  };
+  let [firstRun, firstStart] = [0, 0]; // of the column on view: an enlarged picture reads a column more than once
   for (let column = 0; column < columns; column++) {
     const top = Math.floor(((column + 0.5) * width) / columns) * height;
     const bottom = top + height;
-    while (end <= top) advance();
-    for (;;) {
-      if (run & 1) {
-        const first = Math.ceil(((Math.max(start, top) - top) * rows) / height - 0.5);
-        const last = Math.ceil(((Math.min(end, bottom) - top) * rows) / height - 0.5);
-        for (let row = first; row < last; row++) paint(row * columns + column);
-      }
-      if (end >= bottom) break;
-      advance();
+    while (firstStart + runs[firstRun] <= top) firstStart += runs[firstRun++];
+    for (let run = firstRun, start = firstStart; start < bottom; start += runs[run++]) {
+      if (run % 2 === 0) continue;
+      const first = Math.ceil(((Math.max(start, top) - top) * rows) / height - 0.5);
+      const last = Math.ceil(((Math.min(start + runs[run], bottom) - top) * rows) / height - 0.5);
+      for (let row = first; row < last; row++) paint(row * columns + column);
     }
   }
 }

@@ -4,6 +4,8 @@ import { ApiError, sleep } from "./api.js";
 
 const PREVIEW_PAUSE_S = 0.08;
 const PAUSE_AFTER_FAILURE_S = 2;
+const GOOD_RATING = 0.88; // the original's threshold, out of reach for a small model:
+const PART_OF_BEST = 0.8; // it gets this part of its own best
 const SENT_AGAIN = "The server had forgotten the photograph; it was sent again.";
 const NOTHING = { points: [], box: null, masks: [], choice: 0, answer: null };
 
@@ -24,7 +26,9 @@ export class Session {
     this.embedded = null; // the answer to the upload
     this.wasSentAgain = false;
     this.preview = null; // a mask
-    this.records = null; // of everything-mode
+    this.found = null; // all records of everything-mode
+    this.records = null; // those that are rated well enough to be shown
+    this.least = 0;
     this.selected = -1;
   }
 
@@ -75,8 +79,7 @@ export class Session {
   clear() {
     this.close();
     this.history = [NOTHING];
-    this.records = null;
-    this.selected = -1;
+    this.found = this.records = null;
     this.on.done("Cleared.");
     this.on.changed();
   }
@@ -95,16 +98,35 @@ export class Session {
     await this.#work("Looking for everything; this takes a while. Esc stops it.", async (signal) => {
       const start = performance.now();
       const answer = await this.#recovering((id) => this.api.everything(id, signal), signal);
-      this.records = answer.records;
+      this.#show(answer.records);
       this.history = [{ ...NOTHING, answer, roundTripMs: performance.now() - start }];
-      return `${answer.records.length} things found. Click on one to pick it; Esc leaves.`;
+      return this.#countOfRecords();
     }, () => this.everything());
+  }
+
+  /** Show what everything-mode rated at least so, 0 to 1; nothing is asked for again. */
+  setLeast(rating) {
+    this.#show(this.found, rating);
+    this.on.done(this.#countOfRecords());
+    this.on.changed();
+  }
+
+  #show(found, least = leastRating(found)) {
+    this.found = found;
+    this.least = least;
+    this.records = found.filter((record) => record.predicted_iou >= least);
+    this.selected = -1;
+  }
+
+  #countOfRecords() {
+    if (!this.found.length) return "Nothing was found.";
+    return `${this.records.length} of ${this.found.length} things shown. Click on one to pick it; Esc leaves.`;
   }
 
   select(index) {
     this.selected = index;
     const record = this.records[index];
-    this.on.done(record ? `Thing ${index + 1} of ${this.records.length}: ${pixels(record.area)}.` : "Nothing there.");
+    this.on.done(record ? `${pixels(record.area)}, score ${record.predicted_iou.toFixed(2)}.` : "Nothing there.");
     this.on.changed();
   }
 
@@ -225,6 +247,12 @@ export class Session {
     this.wasSentAgain = false;
     this.on.changed();
   }
+}
+
+/** Return the rating to begin with, in hundredths like the slider. */
+function leastRating(records) {
+  const best = Math.max(0, ...records.map((record) => record.predicted_iou));
+  return Math.floor(100 * Math.min(GOOD_RATING, PART_OF_BEST * best)) / 100;
 }
 
 function rounded(value) {

@@ -48,7 +48,7 @@ export class View {
     return [Math.min(width, Math.max(0, x)), Math.min(height, Math.max(0, y))];
   }
 
-  /** Draw `layers` (canvases of this one's size), `points` [x, y, label], `box` [x0, y0, x1, y1], `crosshair` [x, y]. */
+  /** Draw `layers` (canvases of this one's size), `points` [x, y, label], a `box` and a `crosshair` [x, y]. */
   draw({ layers = [], points = [], box = null, crosshair = null }) {
     if (!this.photo) return;
     const { context } = this;
