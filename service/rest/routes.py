@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Header, Path, Request, Response, UploadFile
-from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
@@ -265,12 +264,6 @@ async def readyz(core: Core, response: Response) -> schemas.HealthBody:
         return schemas.HealthBody(status="ok")
     response.status_code = 503
     return schemas.HealthBody(status="draining" if core.draining else "model_unavailable")
-
-
-@health.get("/", include_in_schema=False)
-async def index() -> RedirectResponse:
-    """Lead people to the documentation."""
-    return RedirectResponse("docs")
 
 
 def _while_connected(request: Request) -> Callable[[Progress], Awaitable[None]]:
