@@ -1,4 +1,4 @@
-"""Rules and dashboard on a real Prometheus that scrapes the running service under load; a real fault fires its alert."""
+"""Rules and dashboard on a real Prometheus that scrapes the running service under load; a fault fires its alert."""
 
 import json
 import os
