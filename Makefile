@@ -49,7 +49,7 @@ generate: .venv/.test
 	@touch $@
 
 .venv/.test: .venv/.serve
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[serve,cpu,export,test]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[serve,cpu,otel,export,test]'
 	@touch $@
 
 clean:

@@ -18,12 +18,14 @@ from service.cache.redis import RedisLevel
 from service.errors import SegmentError
 from service.image import ImageLimits, trust_own_limits
 from service.metrics import Metrics
+from service.observer import Observer
 from service.permits import Permits
 from service.ports import bound_socket
 from service.rest.app import create_app
 from service.rpc.server import RpcServer
 from service.segmenter import Segmenter
 from service.settings import Settings
+from service.tls import TlsFiles, tls_files
 from service.triton import TritonBackend
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None], open_when_r
     `open_when_ready` this worker takes no connections before it can answer: others do meanwhile.
 
     Raises:
-        StartError: a port is taken, or there is no room for the cache.
+        StartError: a port is taken, TLS files cannot be used, or there is no room for the cache.
     """
     stop, ready = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -66,10 +68,12 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None], open_when_r
         store = await stack.enter_async_context(_second_level(settings, metrics))
         cache = _cache(settings, metrics, store)
         stack.callback(cache.close)
-        segmenter = _segmenter(settings, backend, cache, metrics)
+        observer = Observer(metrics)
+        segmenter = _segmenter(settings, backend, cache, observer)
         authoriser = _authoriser(settings)
-        rpc = _rpc_server(settings, segmenter, authoriser, metrics)
-        http = _http_server(create_app(segmenter, authoriser, metrics), settings.drain_s)
+        tls = tls_files(settings)
+        rpc = _rpc_server(settings, segmenter, authoriser, observer, tls)
+        http = _http_server(create_app(segmenter, authoriser, observer), settings.drain_s, tls)
         http_socket = stack.enter_context(
             bound_socket(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT", reuse_port=True)
         )
@@ -83,15 +87,18 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None], open_when_r
         await _first_of(stop, failing=probing)
 
 
-def _rpc_server(settings: Settings, segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics) -> RpcServer:
+def _rpc_server(
+    settings: Settings, segmenter: Segmenter, authoriser: Authoriser, observer: Observer, tls: TlsFiles | None
+) -> RpcServer:
     return RpcServer(
         segmenter,
         authoriser,
-        metrics,
+        observer,
         host=settings.host,
         port=settings.grpc_port,
         connection_age_s=settings.grpc_connection_age_s,
         connection_grace_s=settings.default_deadline_s,
+        credentials=tls.server_credentials() if tls else None,
     )
 
 
@@ -127,7 +134,7 @@ def _cache(settings: Settings, metrics: Metrics, store: RedisLevel | None) -> Em
     )
 
 
-def _segmenter(settings: Settings, backend: TritonBackend, cache: EmbeddingCache, metrics: Metrics) -> Segmenter:
+def _segmenter(settings: Settings, backend: TritonBackend, cache: EmbeddingCache, observer: Observer) -> Segmenter:
     return Segmenter(
         backend=backend,
         cache=cache,
@@ -135,7 +142,7 @@ def _segmenter(settings: Settings, backend: TritonBackend, cache: EmbeddingCache
         limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
         max_deadline_s=settings.default_deadline_s,
         secret=settings.cache_secret.get_secret_value().encode(),
-        on_done=metrics.observe,
+        on_done=observer.answered,
     )
 
 
@@ -146,7 +153,7 @@ def _authoriser(settings: Settings) -> Authoriser:
     return authoriser
 
 
-def _http_server(app: FastAPI, drain_s: float) -> _HttpServer:
+def _http_server(app: FastAPI, drain_s: float, tls: TlsFiles | None) -> _HttpServer:
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -156,6 +163,7 @@ def _http_server(app: FastAPI, drain_s: float) -> _HttpServer:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(drain_s)),
+        ssl_context_factory=(lambda *_: tls.ssl_context()) if tls else None,
     )
     return _HttpServer(config)
 

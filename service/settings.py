@@ -41,6 +41,23 @@ class Settings(BaseSettings):
     metrics_port: int = Field(
         default=9464, ge=1, le=65535, description="Prometheus scrapes /metrics here, apart from traffic."
     )
+    metrics_host: str = Field(
+        default="",
+        description="Address that /metrics binds, when not SAM_HOST: it is always plain HTTP without keys, for the "
+        "network that Prometheus is in.",
+    )
+    tls_cert: Path | None = Field(
+        default=None,
+        description="PEM file of the server's certificate (chain); with it HTTP and gRPC speak TLS 1.2 or newer only. "
+        "New files are used for new connections, without a restart.",
+    )
+    tls_key: Path | None = Field(
+        default=None, description="PEM file of the certificate's private key, without a passphrase."
+    )
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="PEM file of authorities: only clients with a certificate of one of them may connect (mutual TLS).",
+    )
     workers: int = Field(
         default_factory=default_workers,
         ge=1,
@@ -138,6 +155,14 @@ class Settings(BaseSettings):
             raise ValueError("SAM_REDIS_URL names a port but no host")
         if self.redis_url.get_secret_value() and not self.cache_secret.get_secret_value():
             raise ValueError("SAM_REDIS_URL needs SAM_CACHE_SECRET, the same for all replicas")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_files_go_together(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("SAM_TLS_CERT and SAM_TLS_KEY go together: set both, or neither")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("SAM_TLS_CLIENT_CA needs SAM_TLS_CERT and SAM_TLS_KEY")
         return self
 
     @property

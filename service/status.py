@@ -32,7 +32,7 @@ STATUS: dict[type[errors.SegmentError], Status] = {
 }
 
 INTERNAL = Status(500, StatusCode.INTERNAL, "internal")
-INTERNAL_MESSAGE = "Internal error. The server's log has the details under this time."
+INTERNAL_MESSAGE = "Internal error. The server's log has the details under request id {request_id}."
 
 
 def status_of(error: BaseException) -> Status:
@@ -43,6 +43,6 @@ def status_of(error: BaseException) -> Status:
     return INTERNAL
 
 
-def message_of(error: BaseException) -> str:
+def message_of(error: BaseException, request_id: str) -> str:
     """Return the sentence a client may read: the error's own when it is ours, nothing of it when it is not."""
-    return error.message if isinstance(error, errors.SegmentError) else INTERNAL_MESSAGE
+    return error.message if isinstance(error, errors.SegmentError) else INTERNAL_MESSAGE.format(request_id=request_id)

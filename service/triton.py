@@ -17,6 +17,7 @@ from service.backend import DecoderOutput
 from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Location, Region
 from service.cache.contract import Embedding
+from service.call import outgoing_headers
 from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError, SegmentError
 from service.image import EncoderInput
 from service.prompt import PromptBatch
@@ -163,7 +164,12 @@ class TritonBackend:
         # `timeout` (microseconds) ends the wait in Triton's queue, `client_timeout` the call.
         with _translated():
             return await self._client.infer(
-                model, inputs, outputs=outputs, timeout=int(timeout_s * 1e6), client_timeout=timeout_s
+                model,
+                inputs,
+                outputs=outputs,
+                timeout=int(timeout_s * 1e6),
+                client_timeout=timeout_s,
+                headers=outgoing_headers(),
             )
 
 

@@ -24,6 +24,7 @@ from service.exposition import (
 )
 from service.ports import reserved_port
 from service.settings import Settings
+from service.tls import tls_files
 from service.triton_process import TritonProcess
 
 log = logging.getLogger(__name__)
@@ -43,18 +44,22 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
     `on_ready` is called once, when the first canary came through.
 
     Raises:
-        StartError: a port is taken, no worker can start, or (embedded) the local Triton does not start or ends.
+        StartError: a port is taken, TLS files cannot be used, no worker can start, or (embedded) the local Triton does
+            not start or ends.
     """
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    tls_files(settings)  # here, where a mistake is told once, not by each worker
     async with AsyncExitStack() as stack:
         stack.enter_context(reserved_port(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT"))
         stack.enter_context(reserved_port(settings.host, settings.grpc_port, "gRPC", "SAM_GRPC_PORT"))
         folder = stack.enter_context(metrics_folder())
         workers = Workers(settings.workers, folder, on_ready)
         collectors = (WorkerProcesses(workers.pids, workers.restarts), CacheUsage(settings.arena_name))
-        stack.enter_context(serving_metrics(settings.host, settings.metrics_port, folder, *collectors))
+        stack.enter_context(
+            serving_metrics(settings.metrics_host or settings.host, settings.metrics_port, folder, *collectors)
+        )
         triton = await stack.enter_async_context(_local_triton(settings)) if embedded else None
         running = await stack.enter_async_context(workers.running(settings.drain_s + STOP_MARGIN_S))
         await _first_of(stop.wait(), running, _until_ended(triton) if triton else None)

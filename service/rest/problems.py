@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from service.call import current_request_id
 from service.errors import InvalidPromptError, SegmentError
 from service.rest.schemas import Problem
 from service.status import INTERNAL, STATUS, message_of, status_of
@@ -29,7 +30,7 @@ def problem_from_error(error: BaseException) -> JSONResponse:
     headers = {} if status.retry_after_s is None else {"retry-after": f"{status.retry_after_s:g}"}
     if status.http == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
-    return problem(status.http, status.reason, message_of(error), field=field, headers=headers)
+    return problem(status.http, status.reason, message_of(error, current_request_id()), field=field, headers=headers)
 
 
 def problem(
@@ -37,6 +38,7 @@ def problem(
 ) -> JSONResponse:
     """Return a problem document."""
     body = Problem(title=HTTPStatus(http).phrase, status=http, detail=detail, reason=reason, field=field or None)
+    headers = {"cache-control": "no-store", **(headers or {})}  # a 404 may be kept by caches that are told nothing
     return JSONResponse(body.model_dump(exclude_none=True), http, headers, MEDIA_TYPE)
 
 

@@ -1,9 +1,9 @@
-"""Errors to gRPC statuses, by the table; and one line of metrics a call."""
+"""Who calls, before the message is read; errors to gRPC statuses, by the table; and what is told of each call."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from time import monotonic
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -11,9 +11,12 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from service.errors import SegmentError
+from service.auth import Authoriser
+from service.call import Call, current_request_id, note_tenant
+from service.errors import SegmentError, UnauthenticatedError
 from service.logs import log_failure
-from service.metrics import CANCELLED, OK, Metrics
+from service.metrics import CANCELLED, OK
+from service.observer import Observer
 from service.rpc.wire import message_from_bytes
 from service.status import message_of, status_of
 
@@ -21,6 +24,7 @@ log = logging.getLogger(__name__)
 
 DOMAIN = "sam"
 SERVICE_PREFIX = "/sam.v1."
+REQUEST_ID = "x-request-id"
 
 
 class _Status(grpc.Status):  # type: ignore[misc] # grpc has no types
@@ -36,12 +40,12 @@ class _Status(grpc.Status):  # type: ignore[misc] # grpc has no types
 
 def status_from_error(error: BaseException) -> grpc.Status:
     """Return the gRPC status for `error`: code and sentence, ErrorInfo with the reason, RetryInfo and pushback."""
-    status, message = status_of(error), message_of(error)
+    status, message = status_of(error), message_of(error, current_request_id())
     field = error.field if isinstance(error, SegmentError) else ""
     info = error_details_pb2.ErrorInfo(reason=status.reason, domain=DOMAIN, metadata={"field": field} if field else {})
     rich = status_pb2.Status(code=status.grpc.value[0], message=message)
     rich.details.add().Pack(info)
-    trailers: list[tuple[str, str | bytes]] = []
+    trailers: list[tuple[str, str | bytes]] = [(REQUEST_ID, current_request_id())]
     if status.retry_after_s is not None:
         wait_ms = round(1000 * status.retry_after_s)
         rich.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=Duration(nanos=0, seconds=wait_ms // 1000)))
@@ -51,10 +55,11 @@ def status_from_error(error: BaseException) -> grpc.Status:
 
 
 class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc has no types
-    """Turns errors into statuses and counts each call by method and outcome."""
+    """Finds out who calls, turns errors into statuses, and tells of each call by method and outcome."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, authoriser: Authoriser, observer: Observer) -> None:
+        self._authoriser = authoriser
+        self._observer = observer
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -63,30 +68,55 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
         handler = await continuation(details)
         if handler is None or not details.method.startswith(SERVICE_PREFIX):
             return handler
+        headers = {name: value for name, value in details.invocation_metadata or () if isinstance(value, str)}
+        call, route = self._observer.begin("grpc", headers), details.method.rpartition("/")[2]
+        try:
+            note_tenant(self._authoriser.tenant_of(headers.get("authorization")))
+        except UnauthenticatedError as error:
+            return grpc.stream_unary_rpc_method_handler(self._refused(call, route, error))
         return grpc.unary_unary_rpc_method_handler(
-            self._observed(details.method.rpartition("/")[2], handler),
+            self._observed(call, route, handler),
             response_serializer=handler.response_serializer,
         )
 
     def _observed(
-        self, route: str, handler: grpc.RpcMethodHandler
+        self, call: Call, route: str, handler: grpc.RpcMethodHandler
     ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Message]]:
         async def observed(data: bytes, context: grpc.aio.ServicerContext) -> Message:
-            start_s, outcome = monotonic(), OK
-            try:
+            async with self._telling(call, route, context):
                 request = message_from_bytes(data, handler.request_deserializer)
                 answer: Message = await handler.unary_unary(request, context)
-                return answer  # noqa: TRY300 - what is below is for failures
-            except asyncio.CancelledError:
-                outcome = CANCELLED
-                raise
-            except Exception as error:  # noqa: BLE001 - the one place of this transport where errors end
-                outcome = status_of(error).reason
-                log_failure(log, error)
-                failure = status_from_error(error)
-            finally:
-                self._metrics.request("grpc", route, outcome, monotonic() - start_s)
-            await context.abort_with_status(failure)
-            raise AssertionError("abort_with_status returned")
+                return answer
 
         return observed
+
+    def _refused(
+        self, call: Call, route: str, error: SegmentError
+    ) -> Callable[[Any, grpc.aio.ServicerContext], Awaitable[None]]:
+        """Return a handler that answers at once: one for a stream of messages, which it does not wait for, nor read."""
+
+        async def refused(_: object, context: grpc.aio.ServicerContext) -> None:
+            async with self._telling(call, route, context):
+                raise error
+
+        return refused
+
+    @asynccontextmanager
+    async def _telling(self, call: Call, route: str, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+        """Answer with the status of what the block raises; tell how it ended, the caller of its request id too."""
+        outcome, code = OK, grpc.StatusCode.OK
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        try:
+            yield
+            return  # noqa: TRY300 - what is below is for failures
+        except asyncio.CancelledError:
+            outcome, code = CANCELLED, grpc.StatusCode.CANCELLED
+            raise
+        except Exception as error:  # noqa: BLE001 - the one place of this transport where errors end
+            status = status_of(error)
+            outcome, code = status.reason, status.grpc
+            log_failure(log, error)
+            failure = status_from_error(error)
+        finally:
+            self._observer.end(call, route, outcome, code.name)
+        await context.abort_with_status(failure)

@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha import reflection
 
 from service.auth import Authoriser
 from service.errors import StartError
-from service.metrics import Metrics
+from service.observer import Observer
 from service.rpc.interceptors import RequestObserver
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
@@ -24,6 +24,8 @@ REFUSED_IMAGE_FACTOR = 2  # what is larger, gRPC refuses itself: RESOURCE_EXHAUS
 class RpcServer:
     """gRPC on `host`:`port`, shared with other workers; `set_ready` is what health checks tell.
 
+    With `credentials` (of `grpc.ssl_server_credentials` and its like) only over TLS.
+
     A client's connection stays with the worker that accepted it. So that connections spread over the workers, replaced
     ones too, each is closed at an age of `connection_age_s` (gRPC itself adds a jitter of +-10 %): the client is told,
     opens the next one, and calls under way have another `connection_grace_s`.
@@ -33,18 +35,20 @@ class RpcServer:
         self,
         segmenter: Segmenter,
         authoriser: Authoriser,
-        metrics: Metrics,
+        observer: Observer,
         *,
         host: str,
         port: int,
         connection_age_s: float = 300.0,
         connection_grace_s: float = 30.0,
+        credentials: Any = None,  # noqa: ANN401 - grpc has no types
     ) -> None:
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._credentials = credentials
         self._ready = False
         self._health = HealthServicer()
         self._server: Any = grpc.aio.server(
-            interceptors=[RequestObserver(metrics)],
+            interceptors=[RequestObserver(authoriser, observer)],
             options=[
                 ("grpc.so_reuseport", 1),  # the supervisor has made sure that only workers share the port
                 ("grpc.max_connection_age_ms", round(1000 * connection_age_s)),
@@ -55,7 +59,7 @@ class RpcServer:
                 ),
             ],
         )
-        pb_grpc.add_SegmentAnythingServicer_to_server(SegmentAnythingServicer(segmenter, authoriser), self._server)  # type: ignore[no-untyped-call]
+        pb_grpc.add_SegmentAnythingServicer_to_server(SegmentAnythingServicer(segmenter), self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -67,7 +71,10 @@ class RpcServer:
             StartError: the port is taken.
         """
         try:
-            self._server.add_insecure_port(self._address)  # it listens from here on: not before it can be served
+            if self._credentials is None:  # it listens from here on: not before it can be served
+                self._server.add_insecure_port(self._address)
+            else:
+                self._server.add_secure_port(self._address, self._credentials)
         except RuntimeError as error:
             raise StartError(f"gRPC cannot listen on {self._address}; set SAM_GRPC_PORT to a free port") from error
         await self.set_ready(ready=self._ready)

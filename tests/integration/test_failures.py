@@ -16,6 +16,7 @@ from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
 from service.image import ImageLimits
 from service.metrics import Metrics
+from service.observer import Observer
 from service.permits import Permits
 from service.rest.app import create_app
 from service.rpc.pb import segment_anything_pb2 as pb
@@ -72,6 +73,7 @@ def test_an_unknown_error_tells_clients_nothing_over_either_transport(
     assert (http.status_code, http.json()["reason"]) == (500, "internal")
     assert rpc.code() is grpc.StatusCode.INTERNAL
     assert rpc.details() == http.json()["detail"]
+    assert "request-7" in rpc.details()
     assert "secret" not in http.text + rpc.details() + str(rpc.trailing_metadata())
     assert "secret" in caplog.text
 
@@ -90,15 +92,19 @@ async def _embed_with_a_broken_backend(photo: bytes, name: str) -> tuple[httpx.R
     await segmenter.probe(1)
     backend.error = RuntimeError("secret /etc/path")  # type: ignore[assignment] # what no backend may raise
     (port,) = free_ports(1)
-    server = RpcServer(segmenter, Authoriser({}), metrics, host="127.0.0.1", port=port)
+    server = RpcServer(segmenter, Authoriser({}), Observer(metrics), host="127.0.0.1", port=port)
     await server.start()
     try:
-        transport = httpx.ASGITransport(create_app(segmenter, Authoriser({}), metrics), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(
+            create_app(segmenter, Authoriser({}), Observer(metrics)), raise_app_exceptions=False
+        )
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            http = await client.put("/v1/images/a", content=photo)
+            http = await client.put("/v1/images/a", content=photo, headers={"x-request-id": "request-7"})
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await pb_grpc.SegmentAnythingStub(channel).EmbedImage(pb.EmbedImageRequest(image_id="a", image=photo))
+                await pb_grpc.SegmentAnythingStub(channel).EmbedImage(
+                    pb.EmbedImageRequest(image_id="a", image=photo), metadata=(("x-request-id", "request-7"),)
+                )
     finally:
         await server.stop(0)
     return http, caught.value

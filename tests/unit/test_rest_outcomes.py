@@ -12,6 +12,7 @@ from service.answers import EmbedResult, ImageRecord, ImageRef
 from service.auth import Authoriser
 from service.image import ImageLimits
 from service.metrics import Metrics
+from service.observer import Observer
 from service.rest.app import create_app
 
 MULTIPART = (b"content-type", b"multipart/form-data; boundary=x")
@@ -33,7 +34,7 @@ class BrokenCore:
 @pytest.fixture
 def app() -> tuple[FastAPI, CollectorRegistry]:
     registry = CollectorRegistry()
-    return create_app(BrokenCore(), Authoriser({}), Metrics(registry)), registry
+    return create_app(BrokenCore(), Authoriser({}), Observer(Metrics(registry))), registry
 
 
 def outcomes(registry: CollectorRegistry) -> list[tuple[str, str]]:
