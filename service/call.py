@@ -40,7 +40,7 @@ class TraceContext:
 
 
 class Span(Protocol):
-    """The call's place in a distributed trace. `service.tracing` makes them with OpenTelemetry."""
+    """The call's place in a distributed trace. `service.otlp` makes them."""
 
     def end(self, call: "Call", route: str, outcome: str, status: str) -> None:
         """Finish it, with a child for each stage that the core's record tells of."""
@@ -48,13 +48,14 @@ class Span(Protocol):
 
 @dataclass(slots=True)
 class Call:
-    """One request under way. `trace` is what calls made on its behalf are told; `timings` the core's record, if any."""
+    """One request. `trace` is what calls made on its behalf are told, `timings` the core's record, of `answered_s`."""
 
     transport: str
     request_id: str
     trace: TraceContext
     tenant: str = ""
     timings: Timings | None = None
+    answered_s: float = 0.0
     span: Span | None = None
     start_s: float = field(default_factory=monotonic)
 

@@ -41,7 +41,7 @@ class Observer:
         self._metrics.observe(timings)
         call = CURRENT.get()
         if call is not None:
-            call.timings = timings
+            call.timings, call.answered_s = timings, monotonic()
 
     def end(self, call: Call, route: str, outcome: str, status: str) -> None:
         """Tell of a call: its route's template or method, an outcome as the metrics have it, the transport's status."""

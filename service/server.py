@@ -26,6 +26,7 @@ from service.rpc.server import RpcServer
 from service.segmenter import Segmenter
 from service.settings import Settings
 from service.tls import TlsFiles, tls_files
+from service.tracing import tracer_from_environment
 from service.triton import TritonBackend
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None], open_when_r
         store = await stack.enter_async_context(_second_level(settings, metrics))
         cache = _cache(settings, metrics, store)
         stack.callback(cache.close)
-        observer = Observer(metrics)
+        observer = Observer(metrics, await stack.enter_async_context(tracer_from_environment()))
         segmenter = _segmenter(settings, backend, cache, observer)
         authoriser = _authoriser(settings)
         tls = tls_files(settings)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,17 +160,31 @@ class RunningService:
     @classmethod
     @contextmanager
     def launch(
-        cls, *, embedded: bool = True, expected_code: int = 0, keep_cache: bool = False, **settings: str
+        cls,
+        *,
+        embedded: bool = True,
+        expected_code: int = 0,
+        keep_cache: bool = False,
+        log: Path | None = None,
+        **settings: str,
     ) -> Iterator["RunningService"]:
         """Run the service for the block, ready or not; afterwards nothing of it is left, or the test fails.
 
-        With `keep_cache` the next one with the same settings finds the embeddings.
+        With `keep_cache` the next one with the same settings finds the embeddings. Its log goes to the file `log`, by
+        default to the test's own.
         """
         merged = {**free_settings(), "SAM_LOG_LEVEL": "warning", **settings}
         command = [sys.executable, "-m", "service", *(["--embedded"] if embedded else [])]
-        process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **merged}, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
+        with log.open("w") if log else nullcontext() as stderr:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **merged},
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
         running = cls(process, merged)
         children: list[int] = []
         try:
@@ -191,9 +205,9 @@ class RunningService:
 
     @classmethod
     @contextmanager
-    def start(cls, *, embedded: bool = True, **settings: str) -> Iterator["RunningService"]:
+    def start(cls, *, embedded: bool = True, log: Path | None = None, **settings: str) -> Iterator["RunningService"]:
         """Run the service for the block, which begins when it is ready."""
-        with cls.launch(embedded=embedded, **settings) as running:
+        with cls.launch(embedded=embedded, log=log, **settings) as running:
             running.wait_for("/readyz", httpx.codes.OK)
             running.wait_for_workers()
             yield running
