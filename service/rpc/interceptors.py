@@ -8,8 +8,10 @@ from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from service.auth import Authoriser
 from service.call import Call, current_request_id, note_tenant
@@ -54,6 +56,23 @@ def status_from_error(error: BaseException) -> grpc.Status:
     return _Status(status.grpc, message, tuple(trailers))
 
 
+def _forgiving(method: str, parse: Callable[[bytes], Message]) -> Callable[[bytes], Message]:
+    """Return a `parse` that takes what cannot be read for a question about nothing there is.
+
+    gRPC itself would answer with the exception's class and text, and leave a traceback in the log.
+    """
+    is_health = method.startswith("/grpc.health.")
+    instead: Message = HealthCheckRequest(service="(unreadable)") if is_health else ServerReflectionRequest()
+
+    def forgiving(data: bytes) -> Message:
+        try:
+            return parse(data)
+        except DecodeError:
+            return instead
+
+    return forgiving
+
+
 class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc has no types
     """Finds out who calls, turns errors into statuses, and tells of each call by method and outcome."""
 
@@ -64,10 +83,12 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler:
-        """Wrap the handler of one of our unary methods; leave health and reflection alone."""
+        """Wrap the handler of one of our unary methods; of health and reflection only how messages are read."""
         handler = await continuation(details)
-        if handler is None or not details.method.startswith(SERVICE_PREFIX):
-            return handler
+        if handler is None:
+            return None
+        if not details.method.startswith(SERVICE_PREFIX):
+            return handler._replace(request_deserializer=_forgiving(details.method, handler.request_deserializer))
         headers = {name: value for name, value in details.invocation_metadata or () if isinstance(value, str)}
         call, route = self._observer.begin("grpc", headers), details.method.rpartition("/")[2]
         try:

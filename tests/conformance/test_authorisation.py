@@ -1,8 +1,6 @@
 """With keys set, every route and every method asks for one: those of today, and those that come later."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from hashlib import sha256
 
 import grpc
@@ -13,23 +11,12 @@ from fastapi.routing import APIRoute
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
-from prometheus_client import CollectorRegistry
 from starlette.routing import Mount, Route
 
 from service.auth import Authoriser, parse_api_keys
-from service.cache.embeddings import EmbeddingCache
-from service.cache.index import Limits
-from service.image import ImageLimits
-from service.metrics import Metrics
-from service.observer import Observer
-from service.permits import Permits
-from service.rest.app import create_app
 from service.rpc.pb import segment_anything_pb2 as pb
-from service.rpc.server import RpcServer
-from service.segmenter import Segmenter
-from tests.arenas import arena_name
 from tests.fakes import FakeBackend
-from tests.running import free_ports
+from tests.in_process import serving
 
 KEY = "a key"
 AUTHORISER = Authoriser(parse_api_keys(f"alice:{sha256(KEY.encode()).hexdigest()}"))
@@ -37,34 +24,6 @@ AUTHORISER = Authoriser(parse_api_keys(f"alice:{sha256(KEY.encode()).hexdigest()
 PUBLIC_ROUTES = {"/", "/docs", "/docs/oauth2-redirect", "/healthz", "/openapi.json", "/readyz"}
 PUBLIC_FOLDERS = ("/static", "/static-offline-docs")
 METHODS = sorted(pb.DESCRIPTOR.services_by_name["SegmentAnything"].methods_by_name)
-
-
-@asynccontextmanager
-async def serving() -> AsyncIterator[tuple[FastAPI, grpc.aio.Channel]]:
-    """Run both transports around one core for the block, with a key that is needed."""
-    metrics = Metrics(CollectorRegistry())
-    observer = Observer(metrics)
-    with arena_name() as name:
-        cache = EmbeddingCache(name=name, max_bytes=1_000_000, limits=Limits(60, 0), observer=metrics)
-        segmenter = Segmenter(
-            backend=FakeBackend(),
-            cache=cache,
-            permits=Permits(1),
-            limits=ImageLimits(1_000_000, 1_000_000),
-            max_deadline_s=5,
-            secret=b"",
-            on_done=observer.answered,
-        )
-        await segmenter.probe(1)
-        (port,) = free_ports(1)
-        server = RpcServer(segmenter, AUTHORISER, observer, host="127.0.0.1", port=port)
-        await server.start()
-        try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                yield create_app(segmenter, AUTHORISER, observer), channel
-        finally:
-            await server.stop(0)
-            cache.close()
 
 
 def calls_of(app: FastAPI | APIRouter) -> list[tuple[str, str]]:
@@ -84,7 +43,7 @@ def calls_of(app: FastAPI | APIRouter) -> list[tuple[str, str]]:
 
 
 async def http_answers(headers: dict[str, str]) -> dict[tuple[str, str], httpx.Response]:
-    async with serving() as (app, _):
+    async with serving(FakeBackend(), AUTHORISER) as (app, _):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
             return {
@@ -136,7 +95,7 @@ def test_an_http_body_is_not_awaited_before_the_key_is_known() -> None:
         return statuses[0]
 
     async def run() -> dict[str, int]:
-        async with serving() as (app, _), asyncio.timeout(30):
+        async with serving(FakeBackend(), AUTHORISER) as (app, _), asyncio.timeout(30):
             return {
                 f"{method} {path}": await send(app, method, path.format(image_id="a"))
                 for method, path in calls_of(app)
@@ -169,7 +128,7 @@ async def code_of(channel: grpc.aio.Channel, method: str, metadata: tuple[tuple[
 @pytest.mark.parametrize("authorization", ["", "Bearer another", KEY])
 def test_every_grpc_method_asks_for_a_key(method: str, authorization: str) -> None:
     async def run() -> tuple[str, str]:
-        async with serving() as (_, channel):
+        async with serving(FakeBackend(), AUTHORISER) as (_, channel):
             return await code_of(channel, method, (("authorization", authorization),) if authorization else ())
 
     assert asyncio.run(run()) == ("UNAUTHENTICATED", "unauthenticated")
@@ -178,7 +137,7 @@ def test_every_grpc_method_asks_for_a_key(method: str, authorization: str) -> No
 @pytest.mark.parametrize("method", METHODS)
 def test_with_the_key_every_grpc_method_goes_on(method: str) -> None:
     async def run() -> tuple[str, str]:
-        async with serving() as (_, channel):
+        async with serving(FakeBackend(), AUTHORISER) as (_, channel):
             return await code_of(channel, method, (("authorization", f"Bearer {KEY}"),))
 
     code, _ = asyncio.run(run())
@@ -187,7 +146,7 @@ def test_with_the_key_every_grpc_method_goes_on(method: str) -> None:
 
 def test_a_grpc_message_is_not_awaited_before_the_key_is_known() -> None:
     async def run() -> grpc.StatusCode:
-        async with serving() as (_, channel):
+        async with serving(FakeBackend(), AUTHORISER) as (_, channel):
             call = channel.stream_unary("/sam.v1.SegmentAnything/EmbedImage")(timeout=10)  # and nothing is ever sent
             return await call.code()
 
@@ -198,7 +157,7 @@ def test_grpc_health_and_reflection_need_no_key_and_nothing_else_is_served() -> 
     """A probe has no key; the messages are this repository's, and public."""
 
     async def run() -> tuple[int, set[str]]:
-        async with serving() as (_, channel):
+        async with serving(FakeBackend(), AUTHORISER) as (_, channel):
             check = channel.unary_unary(
                 "/grpc.health.v1.Health/Check", response_deserializer=health_pb2.HealthCheckResponse.FromString
             )

@@ -9,24 +9,14 @@ import time
 import grpc
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
 
 from service.auth import Authoriser
-from service.cache.embeddings import EmbeddingCache
-from service.cache.index import Limits
-from service.image import ImageLimits
-from service.metrics import Metrics
-from service.observer import Observer
-from service.permits import Permits
-from service.rest.app import create_app
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
-from service.rpc.server import RpcServer
-from service.segmenter import Segmenter
-from tests.arenas import arena_name
 from tests.conformance.callers import Failure, GrpcCaller, RestCaller
 from tests.fakes import FakeBackend
-from tests.running import RunningService, free_ports
+from tests.in_process import serving
+from tests.running import RunningService
 
 CLICK = {"prompts": [{"points": [[1, 1, 1]]}]}
 
@@ -68,8 +58,7 @@ def test_without_triton_the_gateway_lives_is_not_ready_and_says_why() -> None:
 def test_an_unknown_error_tells_clients_nothing_over_either_transport(
     cat: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with arena_name() as name:
-        http, rpc = asyncio.run(_embed_with_a_broken_backend(cat, name))
+    http, rpc = asyncio.run(_embed_with_a_broken_backend(cat))
     assert (http.status_code, http.json()["reason"]) == (500, "internal")
     assert rpc.code() is grpc.StatusCode.INTERNAL
     assert rpc.details() == http.json()["detail"]
@@ -78,33 +67,15 @@ def test_an_unknown_error_tells_clients_nothing_over_either_transport(
     assert "secret" in caplog.text
 
 
-async def _embed_with_a_broken_backend(photo: bytes, name: str) -> tuple[httpx.Response, grpc.aio.AioRpcError]:
-    backend, metrics = FakeBackend(), Metrics(CollectorRegistry())
-    segmenter = Segmenter(
-        backend=backend,
-        cache=EmbeddingCache(name=name, max_bytes=1_000_000, limits=Limits(60, 0), observer=metrics),
-        permits=Permits(1),
-        limits=ImageLimits(1_000_000, 1_000_000),
-        max_deadline_s=5,
-        secret=b"",
-        on_done=metrics.observe,
-    )
-    await segmenter.probe(1)
-    backend.error = RuntimeError("secret /etc/path")  # type: ignore[assignment] # what no backend may raise
-    (port,) = free_ports(1)
-    server = RpcServer(segmenter, Authoriser({}), Observer(metrics), host="127.0.0.1", port=port)
-    await server.start()
-    try:
-        transport = httpx.ASGITransport(
-            create_app(segmenter, Authoriser({}), Observer(metrics)), raise_app_exceptions=False
-        )
+async def _embed_with_a_broken_backend(photo: bytes) -> tuple[httpx.Response, grpc.aio.AioRpcError]:
+    backend = FakeBackend()
+    async with serving(backend, Authoriser({})) as (app, channel):
+        backend.error = RuntimeError("secret /etc/path")  # type: ignore[assignment] # what no backend may raise
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             http = await client.put("/v1/images/a", content=photo, headers={"x-request-id": "request-7"})
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await pb_grpc.SegmentAnythingStub(channel).EmbedImage(
-                    pb.EmbedImageRequest(image_id="a", image=photo), metadata=(("x-request-id", "request-7"),)
-                )
-    finally:
-        await server.stop(0)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await pb_grpc.SegmentAnythingStub(channel).EmbedImage(
+                pb.EmbedImageRequest(image_id="a", image=photo), metadata=(("x-request-id", "request-7"),)
+            )
     return http, caught.value
