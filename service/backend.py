@@ -35,6 +35,9 @@ class Backend(Protocol):
     async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:
         """Learn of the shared memory in which embeddings will lie, and of the slots there that may take answers."""
 
+    async def completed(self, model: str, timeout_s: float) -> int:
+        """Return how many inferences of `model` came to an answer so far, whoever asked for them."""
+
     async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:
         """Write the embedding of one image into the tensors of `destination`."""
 

@@ -61,7 +61,16 @@ class DeadlineExceededError(SegmentError):
 
 
 class ModelUnavailableError(SegmentError):
-    """Triton cannot be reached, or does not serve a usable model."""
+    """Triton cannot be reached, or does not serve a usable model.
+
+    Args:
+        message: As in `SegmentError`.
+        connection_broke: The connection was lost under the call, so that the same call may succeed on another one.
+    """
+
+    def __init__(self, message: str, *, connection_broke: bool = False) -> None:
+        super().__init__(message)
+        self.connection_broke = connection_broke
 
 
 class DrainingError(SegmentError):

@@ -3,10 +3,11 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from service.answers import Timings
+from service.breaker import BreakerState
 from service.cache.contract import CacheLevel
 from service.cache.index import EvictionReason
 from service.cache.redis_connections import Fault
-from service.cache.redis_observer import BreakerState, Operation, Outcome
+from service.cache.redis_observer import Operation, Outcome
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 AGE_BUCKETS_S = (1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
@@ -73,6 +74,19 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self._model_breaker_open = Gauge(
+            "sam_model_breaker_open",
+            "1 while any worker refuses requests to a model that did not answer.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._model_retries = Counter(
+            "sam_model_retries",
+            "Calls to a model that were made again on another connection.",
+            ["model"],
+            registry=registry,
+        )
 
     def observe(self, timings: Timings) -> None:
         """Take the record of one answered request."""
@@ -108,6 +122,14 @@ class Metrics:
     def breaker(self, state: BreakerState) -> None:
         """Take the state of the second level's breaker."""
         self._redis_breaker_open.set(state is not BreakerState.CLOSED)
+
+    def model_breaker(self, model: str, state: BreakerState) -> None:
+        """Take the state of a model's breaker."""
+        self._model_breaker_open.labels(model).set(state is not BreakerState.CLOSED)
+
+    def model_retried(self, model: str) -> None:
+        """Count a call that is made again."""
+        self._model_retries.labels(model).inc()
 
     def request(self, transport: str, route: str, outcome: str, seconds: float) -> None:
         """Count one call: `outcome` is `OK`, `CANCELLED` or an error's reason."""

@@ -7,9 +7,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from service.answers import EmbedResult, IfMatch, ImageRecord, ImageRef, Model, SegmentRequest, SegmentResult, Timings
 from service.backend import Backend
@@ -19,21 +16,16 @@ from service.errors import (
     DeadlineExceededError,
     DrainingError,
     ImageNotCachedError,
-    ModelUnavailableError,
     OverloadedError,
-    SegmentError,
 )
-from service.image import EncoderInput, ImageLimits, decode_image, digest_of, letterbox
+from service.guard import Guard
+from service.image import ImageLimits, decode_image, digest_of, letterbox
 from service.mask import Frame, Mask, chosen_candidates, masks_from_logits
+from service.model_health import ModelHealth, Observer, Unobserved
 from service.permits import Permits
 from service.preconditions import check_image_id, check_match, not_cached
-from service.prompt import Point, Prompt, batches_from_prompts, check_prompts
+from service.prompt import batches_from_prompts, check_prompts
 from service.stopwatch import Stopwatch
-
-if TYPE_CHECKING:
-    from service.cache.arena import Region
-
-CANARY = Prompt((Point(1, 1),))
 
 
 class Segmenter:
@@ -47,6 +39,7 @@ class Segmenter:
         max_deadline_s: Deadline of requests that bring none, and the cap of those that do.
         secret: Of the cache's keys, up to 64 bytes; those who share a second level share it.
         on_done: Receives the record of every answered request.
+        observer: Told what becomes of the model.
     """
 
     def __init__(  # noqa: PLR0913 - what it is composed of, by name
@@ -59,23 +52,27 @@ class Segmenter:
         max_deadline_s: float,
         secret: bytes,
         on_done: Callable[[Timings], None],
+        observer: Observer | None = None,
     ) -> None:
         self.limits = limits
         self.draining = False
-        self._backend = backend
+        self._health = ModelHealth(backend, cache, observer or Unobserved())
+        self._guard = Guard(backend, self._health, observer or Unobserved())
         self._cache = cache
         self._permits = permits
         self._max_deadline_s = max_deadline_s
         self._on_done = on_done
         self._secret = secret
-        self._model: Model | None = None
-        self._ready = False
-        self._region: Region | None = None
 
     @property
     def ready(self) -> bool:
-        """Whether the last canary came through and new requests are taken."""
-        return self._ready and not self.draining
+        """Whether the model answers and new requests are taken."""
+        return self._health.ready and not self.draining
+
+    @property
+    def model_answers(self) -> bool:
+        """Whether the last canaries came through, and requests since."""
+        return self._health.ready
 
     @property
     def model(self) -> Model:
@@ -84,40 +81,11 @@ class Segmenter:
         Raises:
             ModelUnavailableError: none has answered yet.
         """
-        if self._model is None:
-            raise ModelUnavailableError("the model is not loaded yet; come back in a moment")
-        return self._model
+        return self._health.model
 
     async def probe(self, timeout_s: float) -> None:
-        """Run a canary through the decoder, after a failure or a change of model through the encoder too.
-
-        Raises:
-            ModelUnavailableError, OverloadedError, DeadlineExceededError: the model does not answer; not ready.
-            StartError: there is no room for the cache.
-        """
-        try:
-            await self._send_canary(timeout_s)
-        except SegmentError:
-            self._ready = False
-            raise
-        self._ready = True
-
-    async def _send_canary(self, timeout_s: float) -> None:
-        model = await self._backend.describe(timeout_s)
-        if model != self._model:
-            self._model = None  # nothing is answered by halves of two models
-        region, answers = await self._cache.open(model.identity, model.tensors)
-        if not self._ready or self._model is None or region != self._region:
-            self._ready, self._region = False, region
-            await self._backend.attach(region, answers, timeout_s)
-            side = model.geometry.input_size
-            blank = EncoderInput(np.zeros((side, side, 3), np.uint8), (side, side))
-            await self._backend.encode(blank, self._cache.canary(), timeout_s)
-        (batch,) = batches_from_prompts([CANARY], (1.0, 1.0))
-        output = await self._backend.decode(self._cache.canary(), batch, timeout_s)
-        if not np.isfinite(output.iou_scores).all():
-            raise ModelUnavailableError("the model answers a canary with values that are not finite")
-        self._model = model
+        """Find out whether the model answers; see `ModelHealth.probe`."""
+        await self._health.probe(timeout_s)
 
     async def embed(
         self, ref: ImageRef, data: bytes, deadline_s: float | None = None, *, if_match: IfMatch = None
@@ -219,12 +187,11 @@ class Segmenter:
         async def prepare() -> Prepared:
             rgb = await asyncio.to_thread(decode_image, data, self.limits)
             placed = await asyncio.to_thread(letterbox, rgb, side)
-            if not self._ready:  # before a slot is claimed: an image that is kept must not go for one that cannot come
-                raise ModelUnavailableError("the model does not answer at present; come back in a moment")
+            self._guard.check_encoder()  # before a slot is claimed: no kept image must go for one that cannot come
 
             async def encode(destination: Embedding) -> None:
                 # Shared by all who wait for this image: under the longest deadline, not under the first caller's.
-                await self._backend.encode(placed, destination, self._max_deadline_s)
+                await self._guard.encode(placed, destination, self._max_deadline_s)
 
             return Prepared((rgb.shape[0], rgb.shape[1]), placed.valid_size, encode)
 
@@ -240,7 +207,7 @@ class Segmenter:
         scale = (image.valid_size[1] / image.size[1], image.valid_size[0] / image.size[0])
         results: list[tuple[Mask, ...]] = []
         for batch in batches_from_prompts(request.prompts, scale):
-            output = await self._backend.decode(image.embedding, batch, watch.left_s())
+            output = await self._guard.decode(image.embedding, batch, watch.left_s())
             if not self._cache.is_current(image):  # the slot was given away meanwhile: whose masks these are is unknown
                 raise not_cached()
             watch.lap("decode")

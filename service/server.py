@@ -37,7 +37,7 @@ REDIS_TTL_S = 86400.0  # in the second level, when SAM_CACHE_TTL_S sets none: Re
 RENEW_EVERY_S = 2.0
 PROBE_TIMEOUT_S = 10.0
 FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, that there is none
-PROBE_EVERY_S = 2.0
+PROBE_EVERY_S = 0.4  # a model that dies is found within 2 s, its own second for giving up included
 PROBE_EVERY_UNREADY_S = 0.2
 
 
@@ -50,8 +50,12 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-async def serve(settings: Settings, *, on_ready: Callable[[], None], open_when_ready: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. `on_ready` is called once, when the first canary came through.
+async def serve(
+    settings: Settings, *, on_ready: Callable[[Callable[[], bool]], None], open_when_ready: bool = False
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    `on_ready` is called once, when the first canary came through, with what tells from then on if the model answers.
 
     HTTP and gRPC share their ports with other workers; that nobody else has them is the supervisor's business. With
     `open_when_ready` this worker takes no connections before it can answer: others do meanwhile.
@@ -70,7 +74,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None], open_when_r
         cache = _cache(settings, metrics, store)
         stack.callback(cache.close)
         observer = Observer(metrics, await stack.enter_async_context(tracer_from_environment()))
-        segmenter = _segmenter(settings, backend, cache, observer)
+        segmenter = _segmenter(settings, backend, cache, metrics, observer)
         authoriser = _authoriser(settings)
         tls = tls_files(settings)
         rpc = _rpc_server(settings, segmenter, authoriser, observer, tls)
@@ -84,7 +88,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None], open_when_r
         await stack.enter_async_context(_serving_requests(segmenter, http, http_socket, rpc, settings.drain_s))
         await _first_of(stop, ready, failing=probing)
         if ready.is_set():
-            on_ready()
+            on_ready(lambda: segmenter.model_answers)
         await _first_of(stop, failing=probing)
 
 
@@ -135,7 +139,9 @@ def _cache(settings: Settings, metrics: Metrics, store: RedisLevel | None) -> Em
     )
 
 
-def _segmenter(settings: Settings, backend: TritonBackend, cache: EmbeddingCache, observer: Observer) -> Segmenter:
+def _segmenter(
+    settings: Settings, backend: TritonBackend, cache: EmbeddingCache, metrics: Metrics, observer: Observer
+) -> Segmenter:
     return Segmenter(
         backend=backend,
         cache=cache,
@@ -144,6 +150,7 @@ def _segmenter(settings: Settings, backend: TritonBackend, cache: EmbeddingCache
         max_deadline_s=settings.default_deadline_s,
         secret=settings.cache_secret.get_secret_value().encode(),
         on_done=observer.answered,
+        observer=metrics,
     )
 
 
@@ -171,7 +178,11 @@ def _http_server(app: FastAPI, drain_s: float, tls: TlsFiles | None) -> _HttpSer
 
 @asynccontextmanager
 async def _connected(settings: Settings) -> AsyncIterator[TritonBackend]:
-    backend = TritonBackend(settings.triton_url, shared_memory=settings.triton_transport == "shm")
+    backend = TritonBackend(
+        settings.triton_url,
+        shared_memory=settings.triton_transport == "shm",
+        secret=settings.triton_secret.get_secret_value(),
+    )
     try:
         yield backend
     finally:

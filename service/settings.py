@@ -1,6 +1,7 @@
 """Every setting, read once from the environment (prefix `SAM_`). Leaves get values, never this object."""
 
 import os
+import re
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -76,6 +77,11 @@ class Settings(BaseSettings):
         default="127.0.0.1:8001",
         pattern=r"^\S+:\d+$",
         description="host:port of Triton's gRPC. In embedded mode, where the local Triton listens (loopback only).",
+    )
+    triton_secret: SecretStr = Field(
+        default=SecretStr(""),
+        description="What Triton asks for all but inference: the value in its --grpc-restricted-protocol=... "
+        "Embedded mode makes one at every start.",
     )
     triton_metrics_port: int = Field(
         default=8002, ge=1, le=65535, description="Embedded mode: Triton's own metrics port."
@@ -169,6 +175,13 @@ class Settings(BaseSettings):
     def arena_name(self) -> str:
         """Name of the shared-memory arena: one a gateway, found again by the next one on the same port."""
         return f"sam-{self.http_port}"
+
+    @field_validator("triton_secret")
+    @classmethod
+    def _triton_secret_fits_a_header(cls, value: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[!-~]*", value.get_secret_value()):
+            raise ValueError("must have no spaces and no characters beyond ASCII: it is sent in a header")
+        return value
 
     @field_validator("api_keys")
     @classmethod

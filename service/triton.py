@@ -7,6 +7,8 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.grpc.aio import InferenceServerClient
@@ -18,7 +20,7 @@ from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Location, Region
 from service.cache.contract import Embedding
 from service.call import outgoing_headers
-from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError, SegmentError
+from service.errors import ModelUnavailableError
 from service.image import EncoderInput
 from service.prompt import PromptBatch
 from service.tensors import (
@@ -37,18 +39,17 @@ from service.tensors import (
     VALID_SIZE,
     Geometry,
 )
+from service.triton_errors import error_from_grpc, error_from_triton
+from service.triton_link import channel_arguments, secret_headers
 
 # Triton may start after the gateway, or again: look every second at most (gRPC's own default grows to two minutes).
-CHANNEL_ARGUMENTS = [
+RECONNECT_ARGUMENTS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 ]
-
-QUEUE_FULL = "Exceeds maximum queue size"
-QUEUE_TIMEOUT = "Request timeout expired"
 
 DTYPES = {"TYPE_FP16": "float16", "TYPE_FP32": "float32"}
 
@@ -57,12 +58,14 @@ class TritonBackend:
     """A `service.segmenter.Backend` that reaches the Triton at `url` ("host:port") over gRPC.
 
     Embeddings that lie in shared memory are passed by reference; others, and all when `shared_memory` is False (Triton
-    on another machine), travel in the messages.
+    on another machine), travel in the messages. `secret` is what Triton asks for all but inference, if it does.
     """
 
-    def __init__(self, url: str, *, shared_memory: bool) -> None:
-        self._client = InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
+    def __init__(self, url: str, *, shared_memory: bool, secret: str = "") -> None:
+        self._client = InferenceServerClient(url, channel_args=[*RECONNECT_ARGUMENTS, *channel_arguments()])
         self._shared_memory = shared_memory
+        self._headers = secret_headers(secret)
+        self._described: tuple[object, Model] | None = None
         self._answers: AnswerSlots | None = None
 
     async def close(self) -> None:
@@ -72,13 +75,19 @@ class TritonBackend:
     async def describe(self, timeout_s: float) -> Model:
         """Return the model, read from the configurations of encoder and decoder, which must agree."""
         with _translated():
-            encoder, decoder = [
-                (await self._client.get_model_config(name, as_json=True, client_timeout=timeout_s))["config"]
+            configs = [
+                (await self._client.get_model_config(name, headers=self._headers, client_timeout=timeout_s)).config
                 for name in (ENCODER_MODEL, DECODER_MODEL)
             ]
-        if encoder.get("parameters") != decoder.get("parameters"):
-            raise ModelUnavailableError("encoder and decoder come from different exports; export both together")
-        return _model_from_config(encoder)
+        if self._described is None or self._described[0] != configs:  # asked with every canary: read it only when new
+            self._described = configs, _model_from_configs(*map(_dict_from_config, configs))
+        return self._described[1]
+
+    async def completed(self, model: str, timeout_s: float) -> int:
+        """Return how many inferences of `model` came to an answer since the server's start."""
+        with _translated():
+            answer = await self._client.get_inference_statistics(model, headers=self._headers, client_timeout=timeout_s)
+        return sum(int(each.inference_count) for each in answer.model_stats)
 
     async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:
         """Register the arena with Triton; arenas that this one replaces are unregistered.
@@ -90,11 +99,13 @@ class TritonBackend:
             return
         self._answers = answers
         with _translated():
-            status = await self._client.get_system_shared_memory_status(as_json=True, client_timeout=timeout_s)
-            registered = set(status.get("regions", {}))
+            status = await self._client.get_system_shared_memory_status(headers=self._headers, client_timeout=timeout_s)
+            registered = set(status.regions)
             replaced = {name for name in registered - {region.name} if name.split(".")[0] == region.name.split(".")[0]}
             for name in replaced:
-                await self._client.unregister_system_shared_memory(name, client_timeout=timeout_s)
+                await self._client.unregister_system_shared_memory(
+                    name, headers=self._headers, client_timeout=timeout_s
+                )
             if not region.is_in_place():
                 raise ModelUnavailableError("the cache's memory was replaced; it is opened anew in a moment")
             if region.name not in registered:
@@ -103,7 +114,7 @@ class TritonBackend:
     async def _register(self, region: Region, timeout_s: float) -> None:
         try:
             await self._client.register_system_shared_memory(
-                region.name, region.key, region.nbytes, client_timeout=timeout_s
+                region.name, region.key, region.nbytes, headers=self._headers, client_timeout=timeout_s
             )
         except InferenceServerException as error:
             if str(error.status()) != "StatusCode.ALREADY_EXISTS":  # another worker was quicker
@@ -189,19 +200,19 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except InferenceServerException as error:
-        raise _error_from_triton(error) from error
-    except grpc.RpcError as error:  # tritonclient's own translation misses calls that end while being set up
-        raise ModelUnavailableError("the model server cannot be reached; come back in a moment") from error
+        raise error_from_triton(error) from error
+    except grpc.RpcError as error:
+        raise error_from_grpc(error) from error
 
 
-def _error_from_triton(error: InferenceServerException) -> SegmentError:
-    """Classify once: Triton says UNAVAILABLE for a full queue, a timeout in the queue, and for being away."""
-    code, text = str(error.status()), str(error.message())
-    if code == "StatusCode.UNAVAILABLE" and QUEUE_FULL in text:
-        return OverloadedError("the model's queue is full; come back in a moment")
-    if code == "StatusCode.DEADLINE_EXCEEDED" or (code == "StatusCode.UNAVAILABLE" and QUEUE_TIMEOUT in text):
-        return DeadlineExceededError("the model did not answer within the deadline")
-    return ModelUnavailableError("the model server cannot answer at present; come back in a moment")
+def _dict_from_config(config: Message) -> dict[str, Any]:
+    return MessageToDict(config, preserving_proto_field_name=True)
+
+
+def _model_from_configs(encoder: Mapping[str, Any], decoder: Mapping[str, Any]) -> Model:
+    if encoder.get("parameters") != decoder.get("parameters"):
+        raise ModelUnavailableError("encoder and decoder come from different exports; export both together")
+    return _model_from_config(encoder)
 
 
 def _model_from_config(config: Mapping[str, Any]) -> Model:

@@ -10,10 +10,10 @@ from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Region
 from service.cache.contract import Embedding
 from service.cache.index import EvictionReason
-from service.errors import SegmentError
+from service.errors import DeadlineExceededError, SegmentError
 from service.image import EncoderInput
 from service.prompt import PromptBatch
-from service.tensors import EMBEDDING, LABEL_PADDING, MASKS_PER_PROMPT, Geometry
+from service.tensors import DECODER_MODEL, EMBEDDING, LABEL_PADDING, MASKS_PER_PROMPT, Geometry
 
 GEOMETRY = Geometry(input_size=64, grid_size=4, channels=8)
 
@@ -27,7 +27,7 @@ class FakeBackend:
     """Embeds an image as its mean colour; mask k of a prompt is a disc on its first point, radius 2 + k low-res pixels.
 
     `gate` must be set for `encode` to go on; `error`, when not None, is raised by every call. `encodes` and `decodes`
-    count calls begun.
+    count calls begun. While `frozen` it does not tell how many others it answered, else `answered_others`.
     """
 
     def __init__(self, model: Model | None = None) -> None:
@@ -38,6 +38,8 @@ class FakeBackend:
         self.encodes = 0
         self.decodes = 0
         self.cancelled = 0
+        self.frozen = False
+        self.answered_others = 0
 
     async def describe(self, timeout_s: float) -> Model:  # noqa: ARG002 - the seam's signature
         self._fail()
@@ -46,6 +48,11 @@ class FakeBackend:
     async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:  # noqa: ARG002
         self._fail()
         self.region = region
+
+    async def completed(self, model: str, timeout_s: float) -> int:  # noqa: ARG002
+        if self.frozen:
+            raise DeadlineExceededError("frozen")
+        return self.answered_others if model == DECODER_MODEL else self.encodes
 
     async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:  # noqa: ARG002
         self.encodes += 1

@@ -37,6 +37,7 @@ async def serving(backend: FakeBackend, authoriser: Authoriser) -> AsyncIterator
             max_deadline_s=5,
             secret=b"",
             on_done=observer.answered,
+            observer=metrics,
         )
         await segmenter.probe(1)
         (port,) = free_ports(1)

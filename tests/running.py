@@ -35,12 +35,13 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_settings() -> dict[str, str]:
-    """Return `SAM_` settings with free ports, and one worker."""
+    """Return `SAM_` settings with free ports, one worker, and a secret, so that tests can do as the gateway does."""
     *ports, triton = free_ports(len(PORTS) + 1)
     return {
         **dict(zip(PORTS, map(str, ports), strict=True)),
         "SAM_TRITON_URL": f"127.0.0.1:{triton}",
         "SAM_WORKERS": "1",
+        "SAM_TRITON_SECRET": "of-the-tests",
     }
 
 
@@ -60,6 +61,22 @@ def descendants_of(pid: int) -> list[int]:
         found += children
         frontier += children
     return found
+
+
+def triton_under(pid: int) -> int:
+    """Return the pid of the tritonserver that `pid` started."""
+    for each in descendants_of(pid):
+        if Path(f"/proc/{each}/comm").read_text().strip() == "tritonserver":
+            return each
+    raise AssertionError("no tritonserver")
+
+
+def stub_of(triton_pid: int, model: str) -> int:
+    """Return the pid of the process in which a Triton's Python backend runs `model`."""
+    for each in descendants_of(triton_pid):
+        if model.encode() in Path(f"/proc/{each}/cmdline").read_bytes():
+            return each
+    raise AssertionError(f"nothing runs {model}")
 
 
 def sockets_of(pid: int, port: int, state: str) -> int:
@@ -152,10 +169,7 @@ class RunningService:
 
     def triton_pid(self) -> int:
         """Return the pid of the local Triton."""
-        for pid in descendants_of(self.process.pid):
-            if Path(f"/proc/{pid}/comm").read_text().strip() == "tritonserver":
-                return pid
-        raise AssertionError("no tritonserver")
+        return triton_under(self.process.pid)
 
     @classmethod
     @contextmanager
@@ -216,12 +230,15 @@ class RunningService:
 @contextmanager
 def triton_alone(
     address: str, metrics_port: str, repository: Path = ROOT / "model_repository" / "cpu"
-) -> Iterator[None]:
-    """Run a Triton that belongs to no gateway for the block; it may not be ready yet when the block begins."""
+) -> Iterator[int]:
+    """Run a Triton that belongs to no gateway for the block; it may not be ready yet when the block begins.
+
+    The block gets the pid of the process that started it: `triton_under` finds the server's own.
+    """
     arguments = [address, metrics_port, str(repository)]
     process = subprocess.Popen([sys.executable, "-m", "tests.triton_alone", *arguments], cwd=ROOT)
     try:
-        yield
+        yield process.pid
     finally:
         process.terminate()
         assert process.wait(60) == 0

@@ -13,9 +13,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+from service.breaker import BreakerState
 from service.cache.record import VERSION
 from service.cache.redis_connections import ExchangeError, Fault, RedisConnections
-from service.cache.redis_observer import BreakerState, Operation, Outcome, RedisObserver
+from service.cache.redis_observer import Operation, Outcome, RedisObserver
 from service.cache.resp import Reply
 from service.cache.seal import record_from_value, seal_key_from_secret, value_from_record
 from service.cache.write_queue import WriteQueue
