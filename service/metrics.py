@@ -87,6 +87,12 @@ class Metrics:
             ["model"],
             registry=registry,
         )
+        self._tasks = Gauge(
+            "sam_tasks",
+            "Tasks of all workers' event loops; more and more of them are a leak.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
 
     def observe(self, timings: Timings) -> None:
         """Take the record of one answered request."""
@@ -130,6 +136,10 @@ class Metrics:
     def model_retried(self, model: str) -> None:
         """Count a call that is made again."""
         self._model_retries.labels(model).inc()
+
+    def tasks(self, count: int) -> None:
+        """Take the number of tasks of this worker's event loop."""
+        self._tasks.set(count)
 
     def request(self, transport: str, route: str, outcome: str, seconds: float) -> None:
         """Count one call: `outcome` is `OK`, `CANCELLED` or an error's reason."""

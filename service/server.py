@@ -82,7 +82,7 @@ async def serve(
         http_socket = stack.enter_context(
             bound_socket(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT", reuse_port=True)
         )
-        await stack.enter_async_context(_in_background(_keep_renewing(cache)))
+        await stack.enter_async_context(_in_background(_keep_renewing(cache, metrics)))
         probing = await stack.enter_async_context(_in_background(_keep_probing(segmenter, rpc, ready)))
         await _first_of(stop, ready, failing=probing, timeout_s=None if open_when_ready else FIRST_CANARY_S)
         await stack.enter_async_context(_serving_requests(segmenter, http, http_socket, rpc, settings.drain_s))
@@ -235,11 +235,12 @@ async def _keep_probing(segmenter: Segmenter, rpc: RpcServer, ready: asyncio.Eve
         await asyncio.sleep(PROBE_EVERY_S if was_ready else PROBE_EVERY_UNREADY_S)
 
 
-async def _keep_renewing(cache: EmbeddingCache) -> None:
-    """Hold on to the worker's slots for answers, also while the model does not answer."""
+async def _keep_renewing(cache: EmbeddingCache, metrics: Metrics) -> None:
+    """Hold on to the worker's slots for answers, also while the model does not answer; count the loop's tasks."""
     while True:
         await asyncio.sleep(RENEW_EVERY_S)
         cache.renew()
+        metrics.tasks(len(asyncio.all_tasks()))
 
 
 async def _first_of(*events: asyncio.Event, failing: asyncio.Task[None], timeout_s: float | None = None) -> None:

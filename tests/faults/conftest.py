@@ -25,6 +25,7 @@ ROWS = pytest.StashKey[list[Row]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the fault tests with the full figures (make faults)")
+    parser.addoption("--soak-s", type=float, default=1800.0, help="with --full: how long to soak, in seconds")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,6 +37,12 @@ def full(pytestconfig: pytest.Config) -> bool:
     """Whether the promises' full figures are to be measured."""
     # With a default: when other folders are collected too, this file is read after the command line was.
     return bool(pytestconfig.getoption("--full", default=False))
+
+
+@pytest.fixture(scope="session")
+def soak_s(pytestconfig: pytest.Config) -> float:
+    """How many seconds a full soak takes."""
+    return float(pytestconfig.getoption("--soak-s", default=1800.0))
 
 
 @pytest.fixture(scope="session")

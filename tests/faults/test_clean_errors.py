@@ -26,8 +26,9 @@ from service.auth import Authoriser
 from service.rpc.pb import segment_anything_pb2 as pb
 from tests.conftest import encoded
 from tests.fakes import FakeBackend
+from tests.faults.conftest import Report
 from tests.in_process import serving
-from tests.running import ROOT, RunningService, descendants_of, free_ports, triton_alone
+from tests.running import ROOT, RunningService, free_ports, triton_alone, triton_under
 
 PROMISE = "errors are clean"
 MARKER = "WORDS-OF-THE-MODEL"
@@ -63,7 +64,7 @@ class Service:
 
     gateway: RunningService
     log: Path
-    repository: Path
+    triton_parent: int
 
     def http(self, method: str, path: str, **options: object) -> httpx.Response:
         """Return an answer that was looked through."""
@@ -87,13 +88,6 @@ class Service:
         request = pb.SegmentRequest(image_id="coffee", prompts=[prompt])
         return self.grpc("/sam.v1.SegmentAnything/Segment", request.SerializeToString())
 
-    def triton_pid(self) -> int:
-        port = self.gateway.settings["SAM_TRITON_URL"].rpartition(":")[2]
-        for pid in descendants_of(os.getpid()):
-            if f"--grpc-port={port}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
-        raise AssertionError("no tritonserver")
-
 
 def failing_repository(folder: Path) -> Path:
     """Copy the model repository; its models fail, saying so, for a box and for a white image."""
@@ -111,7 +105,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, coffee: bytes) -> Iterator
     repository = failing_repository(folder / "repository")
     triton, metrics, redis = free_ports(3)
     with (
-        triton_alone(f"127.0.0.1:{triton}", str(metrics), repository),
+        triton_alone(f"127.0.0.1:{triton}", str(metrics), repository) as triton_parent,
         RunningService.start(
             embedded=False,
             log=folder / "log",
@@ -122,7 +116,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, coffee: bytes) -> Iterator
             SAM_CACHE_SECRET=PASSWORD,
         ) as gateway,
     ):
-        found = Service(gateway, folder / "log", repository)
+        found = Service(gateway, folder / "log", triton_parent)
         assert found.http("PUT", "/v1/images/coffee", content=coffee).status_code == 201
         yield found
 
@@ -138,7 +132,7 @@ def test_a_model_that_fails_in_its_own_words_is_unavailable_in_ours(service: Ser
     assert MARKER in service.log.read_text(), "nothing failed, or the log does not say why"
 
 
-def test_a_thousand_broken_requests_get_clean_answers(service: Service, full: bool, report: object) -> None:  # noqa: FBT001
+def test_a_thousand_broken_requests_get_clean_answers(service: Service, full: bool, report: Report) -> None:  # noqa: FBT001
     """Over raw sockets and raw gRPC: valid ones with bytes changed, cut, doubled and swapped. Seeded."""
     random_source = random.Random(7)  # noqa: S311 - no secret
     count = 20_000 if full else 1_000
@@ -236,10 +230,10 @@ async def _answers_of_a_broken_backend(error: Exception, photo: bytes) -> list[s
     return found
 
 
-def test_a_triton_that_is_killed_is_told_of_in_our_words(service: Service, coffee: bytes, report: object) -> None:
+def test_a_triton_that_is_killed_is_told_of_in_our_words(service: Service, coffee: bytes, report: Report) -> None:
     """Last, for it stays dead."""
     assert service.http("PUT", "/v1/images/coffee", content=coffee).status_code in (200, 201)
-    os.kill(service.triton_pid(), signal.SIGKILL)
+    os.kill(triton_under(service.triton_parent), signal.SIGKILL)
     deadline, answers = time.monotonic() + 30, 0
     ready = 200
     while ready != 503:

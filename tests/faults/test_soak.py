@@ -1,0 +1,107 @@
+"""Memory is bounded: under mixed load, with cancels, broken requests and faults, nothing grows for ever.
+
+The short form compares two moments of rest with half a minute of load between them. The full one also takes the slope
+over half an hour (`--soak-s` for another time): of memory that is the processes' own, so without the arena's pages.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import Report
+from tests.redis_server import RedisServer
+from tests.running import RunningService
+from tests.soaking import Load, Usage, slope_an_hour, usage_of
+
+PROMISE = "memory is bounded"
+WARM_S, LOADED_S, REST_S = 10.0, 14.0, 3.0
+FULL_WARM_S = 180.0
+REDIS_DOWN_S, REDIS_UP_S = 2.0, 4.0
+
+# What a loaded moment may leave behind for a while: pools of connections and threads, an allocator's arenas.
+MAX_GROWTH_MIB, MAX_GROWTH_FDS, MAX_GROWTH_THREADS, MAX_GROWTH_TASKS = 40.0, 24, 12, 12
+MAX_GROWTH_SHM_MIB = 8.0  # the index's log, which is written back at 4 MiB
+MAX_SLOPE_MIB_AN_HOUR = 40.0
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with RedisServer.run() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def service(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """Two workers with a small cache, so that something is dropped all the time, and a second level."""
+    log = tmp_path_factory.mktemp("soak") / "log"
+    with RunningService.start(
+        log=log,
+        SAM_WORKERS="2",
+        SAM_CACHE_BYTES=str(16 * 1024 * 1024),
+        SAM_REDIS_URL=redis.url,
+        SAM_CACHE_SECRET="of the soak",  # noqa: S106 - known to nobody else's service
+    ) as running:
+        yield running
+        assert "Traceback" not in Path(log).read_text()
+
+
+def test_memory_is_bounded(
+    service: RunningService,
+    redis: RedisServer,
+    full: bool,  # noqa: FBT001
+    soak_s: float,
+    report: Report,
+) -> None:
+    load = Load(service)
+    soak(load, redis, FULL_WARM_S if full else WARM_S)
+    before = at_rest(service)
+    load.counts.clear()
+    usages = soak(load, redis, soak_s if full else LOADED_S)
+    after = at_rest(service)
+    assert all(
+        load.counts.get(habit, 0) > 0 for habit in ("prompt", "upload", "segment", "cancel", "hang_up", "blunder")
+    )
+    report_growth(report, before, after, load, usages if full else [])
+    assert after.gateway_mib - before.gateway_mib < MAX_GROWTH_MIB
+    assert after.triton_mib - before.triton_mib < MAX_GROWTH_MIB
+    assert after.fds - before.fds <= MAX_GROWTH_FDS
+    assert after.threads - before.threads <= MAX_GROWTH_THREADS
+    assert after.tasks - before.tasks <= MAX_GROWTH_TASKS
+    assert after.shm_mib - before.shm_mib < MAX_GROWTH_SHM_MIB
+    if full:
+        assert slope_an_hour(usages, lambda usage: usage.gateway_mib) < MAX_SLOPE_MIB_AN_HOUR
+        assert slope_an_hour(usages, lambda usage: usage.triton_mib) < MAX_SLOPE_MIB_AN_HOUR
+
+
+def soak(load: Load, redis: RedisServer, seconds: float) -> list[Usage]:
+    """Load the service for a while, during which Redis dies and comes back; return what was used meanwhile."""
+    usages, end = [], time.monotonic() + seconds
+    with load.running():
+        while time.monotonic() < end:
+            redis.kill()
+            time.sleep(REDIS_DOWN_S)
+            redis.start()
+            time.sleep(REDIS_UP_S)
+            usages.append(usage_of(load.service))
+    return usages
+
+
+def at_rest(service: RunningService) -> Usage:
+    """Return what is used once nobody calls; the gauge of tasks is renewed every two seconds."""
+    time.sleep(REST_S)
+    return usage_of(service)
+
+
+def report_growth(report: Report, before: Usage, after: Usage, load: Load, usages: list[Usage]) -> None:
+    calls = ", ".join(f"{count} {habit}" for habit, count in sorted(load.counts.items()))
+    for name in ("gateway_mib", "triton_mib", "fds", "threads", "tasks", "shm_mib"):
+        first, last = getattr(before, name), getattr(after, name)
+        report(PROMISE, f"{name} at rest, before and after", f"{first:.1f} -> {last:.1f}")
+    report(PROMISE, "rounds of load in between", calls)
+    if usages:
+        minutes = (usages[-1].at_s - usages[0].at_s) / 60
+        for name in ("gateway_mib", "triton_mib"):
+            slope = slope_an_hour(usages, lambda usage, name=name: getattr(usage, name))
+            report(PROMISE, f"slope of {name} over {minutes:.0f} min", f"{slope:+.1f} MiB/h")
