@@ -144,6 +144,17 @@ class Load:
         return pb.SegmentRequest(image=source.choice(self._photos), prompts=[prompt])
 
 
+def cancel_calls(service: RunningService, count: int, at_once: int = 50) -> None:
+    """Begin calls and give them up at once, `at_once` at a time."""
+    with grpc.insecure_channel(service.grpc_address) as channel:
+        stub = pb_grpc.SegmentAnythingStub(channel)
+        for _ in range(count // at_once):
+            calls = [stub.GetImage.future(pb.GetImageRequest(image_id="a"), timeout=10) for _ in range(at_once)]
+            time.sleep(0.005)
+            for call in calls:
+                call.cancel()
+
+
 def photo(seed: int) -> bytes:
     """Return a PNG that is nobody else's."""
     buffer = io.BytesIO()
