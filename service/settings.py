@@ -157,7 +157,11 @@ class Settings(BaseSettings):
         url = urlsplit(self.redis_url.get_secret_value())
         if self.redis_url.get_secret_value() and url.scheme not in ("redis", "rediss", "unix"):
             raise ValueError("SAM_REDIS_URL must begin with redis://, rediss:// or unix://")
-        if url.port is not None and not url.hostname:  # `port` raises ValueError itself when it is no number
+        try:
+            port = url.port
+        except ValueError:  # whose own words quote what may be a password with an unescaped slash in it
+            raise ValueError("SAM_REDIS_URL has a port that is no number; is a password quoted (%2F for /)?") from None
+        if port is not None and not url.hostname:
             raise ValueError("SAM_REDIS_URL names a port but no host")
         if self.redis_url.get_secret_value() and not self.cache_secret.get_secret_value():
             raise ValueError("SAM_REDIS_URL needs SAM_CACHE_SECRET, the same for all replicas")

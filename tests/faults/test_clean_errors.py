@@ -11,6 +11,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from tests.conftest import encoded
 from tests.fakes import FakeBackend
 from tests.faults.conftest import Report
 from tests.in_process import serving
-from tests.running import ROOT, RunningService, free_ports, triton_alone, triton_under
+from tests.running import ROOT, RunningService, free_ports, free_settings, triton_alone, triton_under
 
 PROMISE = "errors are clean"
 MARKER = "WORDS-OF-THE-MODEL"
@@ -256,3 +258,17 @@ def test_the_log_knows_no_key_and_no_password(service: Service) -> None:
     assert "second level" in text, "Redis was not missed"
     assert KEY not in text
     assert PASSWORD not in text
+
+
+@pytest.mark.parametrize(
+    "url", [f"redis://:{PASSWORD}/more@127.0.0.1:1/0", f"http://:{PASSWORD}@127.0.0.1", f"redis://:{PASSWORD}@:1"]
+)
+def test_a_redis_url_that_is_refused_at_the_start_is_not_quoted(url: str) -> None:
+    """The first has a slash in its password: half of it is taken for a port, and the rest for a path."""
+    settings = free_settings() | {"SAM_REDIS_URL": url, "SAM_CACHE_SECRET": "x"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "service"], cwd=ROOT, env=settings, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert "SAM_REDIS_URL" in ended.stderr
+    assert PASSWORD not in ended.stdout + ended.stderr

@@ -26,6 +26,7 @@ from tests.running import ROOT, RunningService, free_settings
 
 AUTHORITY, STRANGER = trustme.CA(), trustme.CA()
 CLIENTS = trustme.CA()
+METRICS_HOST = "127.0.0.2"
 START_S = 60.0
 
 
@@ -110,7 +111,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
 
 @pytest.fixture(scope="module")
 def mutual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    settings = write_files(tmp_path_factory.mktemp("mutual"), AUTHORITY, CLIENTS)
+    settings = write_files(tmp_path_factory.mktemp("mutual"), AUTHORITY, CLIENTS) | {"SAM_METRICS_HOST": METRICS_HOST}
     with RunningService.launch(embedded=False, SAM_LOG_LEVEL="error", **settings) as running:
         wait_for(Client(running, AUTHORITY, CLIENTS))
         yield running
@@ -133,6 +134,13 @@ def test_nothing_is_answered_in_plain_text(service: RunningService) -> None:
 
 def test_metrics_stay_plain_on_their_own_port(service: RunningService) -> None:
     assert service.metrics()['sam_workers{worker="0"}'] == 1
+
+
+def test_metrics_may_have_an_address_of_their_own(mutual: RunningService) -> None:
+    port = mutual.settings["SAM_METRICS_PORT"]
+    assert httpx.get(f"http://{METRICS_HOST}:{port}/metrics").status_code == 200
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/metrics")
 
 
 def test_versions_before_tls_1_2_are_refused(service: RunningService) -> None:
