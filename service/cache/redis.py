@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import Context
 
 from service.breaker import BreakerState
 from service.cache.record import VERSION
@@ -164,7 +165,11 @@ class RedisLevel:
     def _start(self) -> None:
         """Start the one task behind it all, which also cleans up should the event loop end before `close`."""
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="redis-level")
+            self._task = asyncio.get_running_loop().create_task(
+                self._run(),
+                name="redis-level",
+                context=Context(),  # its own, not that of the request that happened to be first
+            )
 
     async def _run(self) -> None:
         try:
