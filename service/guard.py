@@ -71,8 +71,9 @@ async def _once(breaker: Breaker, call: Callable[[float], Awaitable[Answer]], ti
     _check(breaker)
     try:
         answer = await call(timeout_s)
-    except ModelUnavailableError:
-        breaker.failed()
+    except ModelUnavailableError as error:
+        if not error.connection_broke:  # one that broke ends many calls at once, and says nothing of the next one
+            breaker.failed()
         raise
     breaker.succeeded()
     return answer

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx
 
@@ -174,16 +175,28 @@ class RunningService:
     @classmethod
     @contextmanager
     def launch(
-        cls, *, embedded: bool = True, expected_code: int = 0, keep_cache: bool = False, **settings: str
+        cls,
+        *,
+        embedded: bool = True,
+        expected_code: int = 0,
+        keep_cache: bool = False,
+        log: IO[str] | None = None,
+        **settings: str,
     ) -> Iterator["RunningService"]:
         """Run the service for the block, ready or not; afterwards nothing of it is left, or the test fails.
 
-        With `keep_cache` the next one with the same settings finds the embeddings.
+        With `keep_cache` the next one with the same settings finds the embeddings. `log` takes what it logs.
         """
         merged = {**free_settings(), "SAM_LOG_LEVEL": "warning", **settings}
         command = [sys.executable, "-m", "service", *(["--embedded"] if embedded else [])]
         process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **merged}, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            cwd=ROOT,
+            env={**os.environ, **merged},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
         )
         running = cls(process, merged)
         children: list[int] = []
