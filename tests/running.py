@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +79,27 @@ def stub_of(triton_pid: int, model: str) -> int:
         if model.encode() in Path(f"/proc/{each}/cmdline").read_bytes():
             return each
     raise AssertionError(f"nothing runs {model}")
+
+
+@contextmanager
+def slowed(pid: int) -> Iterator[None]:
+    """Let a process run for a fifth of the time during the block: alive, but too slow for what it is asked."""
+    done = threading.Event()
+
+    def hamper() -> None:
+        while not done.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            done.wait(0.12)
+            os.kill(pid, signal.SIGCONT)
+            done.wait(0.03)
+
+    thread = threading.Thread(target=hamper)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def sockets_of(pid: int, port: int, state: str) -> int:
