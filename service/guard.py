@@ -55,6 +55,7 @@ class Guard:
     async def _call(
         self, model: str, breaker: Breaker, call: Callable[[float], Awaitable[Answer]], timeout_s: float
     ) -> Answer:
+        _check(breaker)
         until_s = monotonic() + timeout_s
         self._retries.earn()
         try:
@@ -68,7 +69,6 @@ class Guard:
 
 
 async def _once(breaker: Breaker, call: Callable[[float], Awaitable[Answer]], timeout_s: float) -> Answer:
-    _check(breaker)
     try:
         answer = await call(timeout_s)
     except ModelUnavailableError as error:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +94,13 @@ def slowed(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
             done.wait(0.03)
 
-    thread = threading.Thread(target=hamper)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        hampering = pool.submit(hamper)
+        try:
+            yield
+        finally:
+            done.set()
+    hampering.result()
 
 
 def sockets_of(pid: int, port: int, state: str) -> int:
