@@ -55,6 +55,7 @@ class Guard:
     async def _call(
         self, model: str, breaker: Breaker, call: Callable[[float], Awaitable[Answer]], timeout_s: float
     ) -> Answer:
+        _check(breaker)
         until_s = monotonic() + timeout_s
         self._retries.earn()
         try:
@@ -68,11 +69,11 @@ class Guard:
 
 
 async def _once(breaker: Breaker, call: Callable[[float], Awaitable[Answer]], timeout_s: float) -> Answer:
-    _check(breaker)
     try:
         answer = await call(timeout_s)
-    except ModelUnavailableError:
-        breaker.failed()
+    except ModelUnavailableError as error:
+        if not error.connection_broke:  # one that broke ends many calls at once, and says nothing of the next one
+            breaker.failed()
         raise
     breaker.succeeded()
     return answer

@@ -6,7 +6,7 @@ to a canary. A canary that waits in a queue is no failure while others are answe
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from service.tensors import DECODER_MODEL, ENCODER_MODEL
 
 if TYPE_CHECKING:
     from service.cache.arena import Region
+
+Answer = TypeVar("Answer")
 
 CANARY = Prompt((Point(1, 1),))
 LOOK_EVERY_S = 0.5
@@ -88,7 +90,7 @@ class ModelHealth:
             StartError: there is no room for the cache.
         """
         try:
-            model = await self._prepare(timeout_s)
+            model = await _again_if_broken(lambda: self._prepare(timeout_s))
         except SegmentError:
             self._open_both()
             raise
@@ -139,7 +141,7 @@ class ModelHealth:
         now_s = asyncio.get_running_loop().time
         completed, changed_s = -1, now_s()
         while not (await asyncio.wait([asking], timeout=LOOK_EVERY_S))[0]:
-            count = await self._backend.completed(name, TELL_S)
+            count = await _again_if_broken(lambda: self._backend.completed(name, TELL_S))
             if count != completed:
                 completed, changed_s = count, now_s()
             elif now_s() - changed_s > patience_s:
@@ -162,8 +164,18 @@ async def _until_admitted(canary: Callable[[], Awaitable[None]]) -> None:
     """Send a canary again while the queue has no room for it, or none in time: whether that is for ever, others see."""
     while True:
         try:
-            await canary()
+            await _again_if_broken(canary)
         except (OverloadedError, DeadlineExceededError):
             await asyncio.sleep(BUSY_S)
         else:
             return
+
+
+async def _again_if_broken(call: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Make a call, and once more if the connection broke: that says nothing of the model behind the next one."""
+    try:
+        return await call()
+    except ModelUnavailableError as error:
+        if not error.connection_broke:
+            raise
+    return await call()

@@ -45,7 +45,7 @@ from service.triton_link import channel_arguments, secret_headers
 # Triton may start after the gateway, or again: look every second at most (gRPC's own default grows to two minutes).
 RECONNECT_ARGUMENTS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # how long one attempt may take
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),

@@ -12,10 +12,10 @@ from pathlib import Path
 from service.errors import StartError
 
 # A frozen server keeps its connections, and gRPC waits for minutes for a sign of life. After a second without one it
-# is asked (a ping), and calls on that connection fail two seconds later. A server that does not expect so many pings
-# closes connections with healthy calls on them, unless it was told.
+# is asked (a ping); a busy machine takes its time to answer, so only five seconds later calls on that connection fail.
+# A server that does not expect so many pings closes connections with healthy calls on them, unless it was told.
 PING_AFTER_S = 1.0
-PING_TIMEOUT_S = 2.0
+PING_TIMEOUT_S = 5.0
 
 # What only the gateway may ask, and where it says that it is the gateway. Inference itself is open to whoever reaches
 # the port: the restricted calls are those by which others' memory could be read.

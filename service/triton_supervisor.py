@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +15,8 @@ from service.triton_process import TritonProcess
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.5
-STOPPED_S = 3.0  # a pause this short is nobody's loss: connections survive it
-UNANSWERED_S = 10.0
+STOPPED_S = 5.0  # a shorter pause is nobody's loss: connections survive it
+UNANSWERED_S = 30.0  # to be unready takes less: a machine that is too busy is not helped by a kill
 STUB = "triton_python_b"  # as much of its name as Linux keeps
 ENDED = "ZX"
 STOPPED = "T"  # by a signal; "t" is a debugger's doing, and its business
@@ -37,37 +37,50 @@ class Answers:
             self.no_s = monotonic()
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What /proc tells of a process: its name, its state, and the CPU time it had so far."""
+
+    name: str
+    state: str
+    cpu_ticks: int
+
+
 @dataclass(slots=True)
 class Vigil:
     """Decides whether the Triton that was started at `started_s` is as good as dead. Pure: it is told what is seen."""
 
     started_s: float
     stubs: set[int] = field(default_factory=set)
-    stopped_since_s: float | None = None
+    stopped: dict[int, tuple[int, float]] = field(default_factory=dict)  # pid -> CPU time, and since when it is that
 
-    def complaint(self, now_s: float, states: dict[int, str], stubs: set[int], answers: Answers) -> str:
+    def complaint(self, now_s: float, processes: Mapping[int, Seen], answers: Answers) -> str:
         """Return what is wrong, or nothing.
 
         Args:
             now_s: The time.
-            states: The state of the server's process and of its children, by pid, as in /proc.
-            stubs: Which of them are stubs that run a model.
+            processes: The server's process and its children, by pid.
             answers: What the workers told.
         """
         answered = answers.yes_s > self.started_s
         if answered:  # before, it is at liberty to start and end what it likes
-            self.stubs |= stubs
-        if any(states.get(pid, "X") in ENDED for pid in self.stubs):
+            self.stubs |= {pid for pid, seen in processes.items() if seen.name == STUB}
+        if any(pid not in processes or processes[pid].state in ENDED for pid in self.stubs):
             return "a process that runs a model has ended"
-        if STOPPED not in states.values():
-            self.stopped_since_s = None
-        elif self.stopped_since_s is None:
-            self.stopped_since_s = now_s
-        elif now_s - self.stopped_since_s >= STOPPED_S:
+        if self._longest_stop_s(now_s, processes) >= STOPPED_S:
             return f"it was stopped for {STOPPED_S:g} s"
         if answered and answers.no_s - answers.yes_s >= UNANSWERED_S:
             return f"it answered no worker for {UNANSWERED_S:g} s"
         return ""
+
+    def _longest_stop_s(self, now_s: float, processes: Mapping[int, Seen]) -> float:
+        """Return for how long one of them has been stopped without having run in between."""
+        before, self.stopped = self.stopped, {}
+        for pid, seen in processes.items():
+            if seen.state == STOPPED:
+                ticks, since_s = before.get(pid, (-1, now_s))
+                self.stopped[pid] = (seen.cpu_ticks, since_s if ticks == seen.cpu_ticks else now_s)
+        return max((now_s - since_s for _, since_s in self.stopped.values()), default=0.0)
 
 
 @asynccontextmanager
@@ -116,8 +129,7 @@ async def _one_life(triton: TritonProcess, pid: int, answers: Answers) -> str:
     vigil = Vigil(monotonic())
     try:
         while not (await asyncio.wait([ending], timeout=LOOK_EVERY_S))[0]:
-            states, stubs = _seen(pid)
-            complaint = vigil.complaint(monotonic(), states, stubs, answers)
+            complaint = vigil.complaint(monotonic(), _seen(pid), answers)
             if complaint and not ending.done():
                 log.error("triton.killed %s", complaint)
                 triton.kill()
@@ -127,22 +139,16 @@ async def _one_life(triton: TritonProcess, pid: int, answers: Answers) -> str:
         ending.cancel()
 
 
-def _seen(pid: int) -> tuple[dict[int, str], set[int]]:
-    """Return the states of `pid` and its children, and which of these are stubs, from /proc."""
-    children = {int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in _words(task)}
-    states: dict[int, str] = {}
-    stubs = set()
+def _seen(pid: int) -> dict[int, Seen]:
+    """Return `pid` and its children; those that ended meanwhile are left out."""
+    children = {int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in _text(task).split()}
+    found = {}
     for each in (pid, *children):
         name, _, rest = _text(Path(f"/proc/{each}/stat")).partition("(")[2].rpartition(")")
-        if rest:
-            states[each] = rest.split()[0]
-        if name == STUB:
-            stubs.add(each)
-    return states, stubs
-
-
-def _words(file: Path) -> list[str]:
-    return _text(file).split()
+        if rest:  # proc(5): the fields after the name are the state, and, 11 and 12 further on, utime and stime
+            fields = rest.split()
+            found[each] = Seen(name, fields[0], int(fields[11]) + int(fields[12]))
+    return found
 
 
 def _text(file: Path) -> str:

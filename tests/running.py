@@ -5,11 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx
 
@@ -77,6 +80,27 @@ def stub_of(triton_pid: int, model: str) -> int:
         if model.encode() in Path(f"/proc/{each}/cmdline").read_bytes():
             return each
     raise AssertionError(f"nothing runs {model}")
+
+
+@contextmanager
+def slowed(pid: int) -> Iterator[None]:
+    """Let a process run for a fifth of the time during the block: alive, but too slow for what it is asked."""
+    done = threading.Event()
+
+    def hamper() -> None:
+        while not done.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            done.wait(0.12)
+            os.kill(pid, signal.SIGCONT)
+            done.wait(0.03)
+
+    with ThreadPoolExecutor(1) as pool:
+        hampering = pool.submit(hamper)
+        try:
+            yield
+        finally:
+            done.set()
+    hampering.result()
 
 
 def sockets_of(pid: int, port: int, state: str) -> int:
@@ -179,26 +203,24 @@ class RunningService:
         embedded: bool = True,
         expected_code: int = 0,
         keep_cache: bool = False,
-        log: Path | None = None,
+        log: IO[str] | None = None,
         **settings: str,
     ) -> Iterator["RunningService"]:
         """Run the service for the block, ready or not; afterwards nothing of it is left, or the test fails.
 
-        With `keep_cache` the next one with the same settings finds the embeddings. Its log goes to the file `log`, by
-        default to the test's own.
+        With `keep_cache` the next one with the same settings finds the embeddings. `log` takes what it logs.
         """
         merged = {**free_settings(), "SAM_LOG_LEVEL": "warning", **settings}
         command = [sys.executable, "-m", "service", *(["--embedded"] if embedded else [])]
-        with log.open("w") if log else nullcontext() as stderr:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, **merged},
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                start_new_session=True,
-            )
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **merged},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
         running = cls(process, merged)
         children: list[int] = []
         try:
@@ -219,7 +241,7 @@ class RunningService:
 
     @classmethod
     @contextmanager
-    def start(cls, *, embedded: bool = True, log: Path | None = None, **settings: str) -> Iterator["RunningService"]:
+    def start(cls, *, embedded: bool = True, log: IO[str] | None = None, **settings: str) -> Iterator["RunningService"]:
         """Run the service for the block, which begins when it is ready."""
         with cls.launch(embedded=embedded, log=log, **settings) as running:
             running.wait_for("/readyz", httpx.codes.OK)

@@ -108,9 +108,10 @@ def service(tmp_path_factory: pytest.TempPathFactory, coffee: bytes) -> Iterator
     triton, metrics, redis = free_ports(3)
     with (
         triton_alone(f"127.0.0.1:{triton}", str(metrics), repository) as triton_parent,
+        (folder / "log").open("w") as log,
         RunningService.start(
             embedded=False,
-            log=folder / "log",
+            log=log,
             SAM_LOG_LEVEL="debug",
             SAM_TRITON_URL=f"127.0.0.1:{triton}",
             SAM_API_KEYS=f"alice:{sha256(KEY.encode()).hexdigest()}",

@@ -6,7 +6,6 @@ over half an hour (`--soak-s` for another time): of memory that is the processes
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -36,15 +35,18 @@ def redis() -> Iterator[RedisServer]:
 def service(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """Two workers with a small cache, so that something is dropped all the time, and a second level."""
     log = tmp_path_factory.mktemp("soak") / "log"
-    with RunningService.start(
-        log=log,
-        SAM_WORKERS="2",
-        SAM_CACHE_BYTES=str(16 * 1024 * 1024),
-        SAM_REDIS_URL=redis.url,
-        SAM_CACHE_SECRET="of the soak",  # noqa: S106 - known to nobody else's service
-    ) as running:
+    with (
+        log.open("w") as lines,
+        RunningService.start(
+            log=lines,
+            SAM_WORKERS="2",
+            SAM_CACHE_BYTES=str(16 * 1024 * 1024),
+            SAM_REDIS_URL=redis.url,
+            SAM_CACHE_SECRET="of the soak",  # noqa: S106 - known to nobody else's service
+        ) as running,
+    ):
         yield running
-        assert "Traceback" not in Path(log).read_text()
+        assert "Traceback" not in log.read_text()
 
 
 def test_memory_is_bounded(

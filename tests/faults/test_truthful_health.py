@@ -48,8 +48,8 @@ class Watch:
         """Return when the last worker had noticed: after it, answers are 503 for a while."""
         codes = [code for _, code in self.readiness]
         last = max(at for at, code in enumerate(codes) if code == 503)
-        calm = next(at for at in range(last) if 200 not in codes[at : min(at + 20, last)])
-        return self.readiness[calm][0]
+        noticed = next(at for at in range(last + 1) if set(codes[at : min(at + 20, last + 1)]) == {503})
+        return self.readiness[noticed][0]
 
     def ready_again_s(self) -> float | None:
         """Return when every answer was 200 again, for a second at least."""

@@ -39,6 +39,7 @@ def test_a_frozen_triton_costs_deadlines_then_refusals_and_recovers_by_itself(ca
             assert [future.result().reason for future in late] == ["deadline_exceeded"] * 2
         finally:
             os.kill(service.triton_pid(), signal.SIGCONT)
+        service.wait_for("/readyz", 200)
         for caller in callers:
             assert not isinstance(caller.segment("cat", CLICK), Failure)
             caller.close()

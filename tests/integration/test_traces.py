@@ -63,8 +63,9 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     log = tmp_path_factory.mktemp("log") / "log"
     with (
         Collector.run() as collector,
+        log.open("w") as lines,
         RunningService.start(
-            log=log,
+            log=lines,
             SAM_LOG_LEVEL="debug",
             SAM_LOG_FORMAT="json",
             SAM_API_KEYS=f"alice:{sha256(KEY.encode()).hexdigest()}",

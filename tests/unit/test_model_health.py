@@ -209,6 +209,20 @@ def test_a_call_made_again_answers_and_the_budget_ends_that(monkeypatch: pytest.
     run(scenario)
 
 
+def test_calls_that_are_refused_earn_no_retries() -> None:
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        core.segmenter._health.decoder.open()
+        for _ in range(1000):
+            assert await outcome(core.segmenter.segment(A, CLICK)) == "refused"
+        await core.segmenter.probe(1.0)
+        core.backend.error, calls = ModelUnavailableError("reset", connection_broke=True), core.backend.decodes
+        assert await outcome(core.segmenter.segment(A, CLICK)) == "refused"
+        assert core.backend.decodes == calls + 1
+
+    run(scenario)
+
+
 async def outcome(asking: Coroutine[None, None, object]) -> str:
     try:
         await asking
