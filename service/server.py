@@ -37,7 +37,7 @@ REDIS_TTL_S = 86400.0  # in the second level, when SAM_CACHE_TTL_S sets none: Re
 RENEW_EVERY_S = 2.0
 PROBE_TIMEOUT_S = 10.0
 FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, that there is none
-PROBE_EVERY_S = 0.4  # a model that dies is found within 2 s, its own second for giving up included
+PROBE_EVERY_S = 0.3  # a model that dies is found within 2 s, the second that Triton takes to give it up included
 PROBE_EVERY_UNREADY_S = 0.2
 
 
