@@ -83,7 +83,7 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler:
-        """Wrap the handler of one of our unary methods; of health and reflection only how messages are read."""
+        """Wrap the handler of one of our methods, which take one message each; of others only how messages are read."""
         handler = await continuation(details)
         if handler is None:
             return None
@@ -95,18 +95,24 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
             note_tenant(self._authoriser.tenant_of(headers.get("authorization")))
         except UnauthenticatedError as error:
             return grpc.stream_unary_rpc_method_handler(self._refused(call, route, error))
-        return grpc.unary_unary_rpc_method_handler(
+        wrap = (
+            grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        return wrap(
             self._observed(call, route, handler),
             response_serializer=handler.response_serializer,
         )
 
     def _observed(
         self, call: Call, route: str, handler: grpc.RpcMethodHandler
-    ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Message]]:
-        async def observed(data: bytes, context: grpc.aio.ServicerContext) -> Message:
+    ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Message | None]]:
+        """Return the handler, observed; one that streams writes its messages itself and returns none."""
+        handle = handler.unary_stream if handler.response_streaming else handler.unary_unary
+
+        async def observed(data: bytes, context: grpc.aio.ServicerContext) -> Message | None:
             async with self._telling(call, route, context):
                 request = message_from_bytes(data, handler.request_deserializer)
-                answer: Message = await handler.unary_unary(request, context)
+                answer: Message | None = await handle(request, context)
                 return answer
 
         return observed
