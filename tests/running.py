@@ -48,6 +48,14 @@ def free_settings() -> dict[str, str]:
     }
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process is there and has not ended; one that has may wait for a busy init to take note."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def descendants_of(pid: int) -> list[int]:
     """Return the pids of the children of `pid`, their children, and so on."""
     parents: dict[int, int] = {}
@@ -232,7 +240,7 @@ class RunningService:
                 discard_arenas(running.arena_name)
             if process.stdout:
                 process.stdout.close()
-            left = [pid for pid in children if Path(f"/proc/{pid}").exists()]
+            left = [pid for pid in children if is_running(pid)]
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
             assert code == expected_code, f"the service ended with {code}"

@@ -17,10 +17,12 @@ from tests.soaking import Load, Usage, cancel_calls, slope_an_hour, status_of, u
 PROMISE = "memory is bounded"
 WARM_S, LOADED_S, REST_S = 6.0, 12.0, 3.0
 FULL_WARM_S = 180.0
+FULL_CANCELS = 150_000  # gRPC's own pools grow with the first 70,000 cancelled calls of a process, and then no more
 REDIS_DOWN_S, REDIS_UP_S = 2.0, 4.0
 
 # What a loaded moment may leave behind for a while: pools of connections and threads, an allocator's arenas.
 MAX_GROWTH_MIB, MAX_GROWTH_FDS, MAX_GROWTH_THREADS, MAX_GROWTH_TASKS = 40.0, 24, 12, 12
+MAX_GROWTH_TRITON_MIB = 80.0  # a tenth of it
 MAX_GROWTH_SHM_MIB = 8.0  # the index's log, which is written back at 4 MiB
 MAX_SLOPE_MIB_AN_HOUR = 40.0
 
@@ -57,6 +59,8 @@ def test_memory_is_bounded(
     report: Report,
 ) -> None:
     load = Load(service)
+    if full:
+        cancel_calls(service, FULL_CANCELS)
     soak(load, redis, FULL_WARM_S if full else WARM_S)
     before = at_rest(service)
     load.counts.clear()
@@ -67,7 +71,7 @@ def test_memory_is_bounded(
     )
     report_growth(report, before, after, load, usages if full else [])
     assert after.gateway_mib - before.gateway_mib < MAX_GROWTH_MIB
-    assert after.triton_mib - before.triton_mib < MAX_GROWTH_MIB
+    assert after.triton_mib - before.triton_mib < MAX_GROWTH_TRITON_MIB
     assert after.fds - before.fds <= MAX_GROWTH_FDS
     assert after.threads - before.threads <= MAX_GROWTH_THREADS
     assert after.tasks - before.tasks <= MAX_GROWTH_TASKS
