@@ -5,7 +5,7 @@ to a canary. A canary that waits in a queue is no failure while others are answe
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -26,7 +26,10 @@ Answer = TypeVar("Answer")
 
 CANARY = Prompt((Point(1, 1),))
 LOOK_EVERY_S = 0.5
-TELL_S = 1.0  # the longest that a living server takes for what needs no model, on a busy machine too
+# How long a living server may take for what needs no model. In ticks of our own: when this process is kept waiting, by
+# a busy machine or by itself, that is not the server's silence.
+TELL_TICKS, TICK_S = 10, 0.1
+TELL_S = 10.0  # whatever the ticks say
 BUSY_S = 0.1
 
 
@@ -105,7 +108,7 @@ class ModelHealth:
 
     async def _prepare(self, timeout_s: float) -> Model:
         """Learn which model is served, and have the server map the memory in which its embeddings lie."""
-        model = await self._backend.describe(TELL_S)
+        model = await _told(lambda: self._backend.describe(TELL_S))
         if model != self._model:
             self._model = None  # nothing is answered by halves of two models
         region, answers = await self._cache.open(model.identity, model.tensors)
@@ -141,7 +144,7 @@ class ModelHealth:
         now_s = asyncio.get_running_loop().time
         completed, changed_s = -1, now_s()
         while not (await asyncio.wait([asking], timeout=LOOK_EVERY_S))[0]:
-            count = await _again_if_broken(lambda: self._backend.completed(name, TELL_S))
+            count = await _again_if_broken(lambda: _told(lambda: self._backend.completed(name, TELL_S)))
             if count != completed:
                 completed, changed_s = count, now_s()
             elif now_s() - changed_s > patience_s:
@@ -169,6 +172,22 @@ async def _until_admitted(canary: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(BUSY_S)
         else:
             return
+
+
+async def _told(call: Callable[[], Coroutine[None, None, Answer]]) -> Answer:
+    """Return what the server tells, if it does so in time.
+
+    Raises:
+        DeadlineExceededError: it does not.
+    """
+    asking = asyncio.create_task(call())
+    try:
+        for _ in range(TELL_TICKS):
+            if (await asyncio.wait([asking], timeout=TICK_S))[0]:
+                return asking.result()
+    finally:
+        asking.cancel()
+    raise DeadlineExceededError("the model server does not answer at all")
 
 
 async def _again_if_broken(call: Callable[[], Awaitable[Answer]]) -> Answer:

@@ -213,6 +213,7 @@ def test_a_triton_of_its_own_that_is_dead_or_frozen_is_noticed_and_taken_up_agai
             FAULTS[fault](triton_under(pid))
             if fault == "encoder killed":  # nobody notices before it is needed: then an upload fails
                 httpx.put(f"{service.url}/v1/images/other", content=cat + b"0")
+                began_s = time.monotonic()
             until(lambda: any(code == 503 for _, code in watch.readiness), 30)
         unready_s = watch.unready_s() - began_s
         assert httpx.get(f"{service.url}/v1/images/cat").status_code == 200
