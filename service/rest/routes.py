@@ -2,44 +2,22 @@
 
 import math
 import re
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Awaitable, Callable
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Header, Path, Request, Response, UploadFile
-from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from service.answers import ANY_DIGEST, IfMatch, ImageRef, Progress
-from service.call import current_tenant, note_tenant
 from service.errors import InvalidImageIdError, InvalidPromptError
 from service.image import too_many_bytes
 from service.rest import schemas
 from service.rest.everything import EverythingAnswer, EverythingBody, answer_from_everything
 from service.rest.masks import PNG_ANSWER, answer_from_result, png_wanted, request_from_body
 from service.rest.problems import PROBLEMS, problem_from_validation
+from service.rest.tenants import Tenant, TenantRoute
 from service.segmenter import Segmenter
-
-if TYPE_CHECKING:
-    from service.auth import Authoriser
-
-
-class TenantRoute(APIRoute):
-    """A route for tenants only: the caller's key is looked at before a byte of the body is read, whatever the URL."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the framework's handler behind the check."""
-        handle = super().get_route_handler()
-
-        async def authorised(request: Request) -> Response:
-            authoriser: Authoriser = request.app.state.authoriser
-            note_tenant(authoriser.tenant_of(request.headers.get("authorization")))
-            response = await handle(request)
-            response.headers.setdefault("cache-control", "no-store")
-            return response
-
-        return authorised
-
 
 router = APIRouter(responses=PROBLEMS, route_class=TenantRoute)
 health = APIRouter()
@@ -59,18 +37,6 @@ def segmenter_of(request: Request) -> Segmenter:
     """Return the core this app was made for."""
     segmenter: Segmenter = request.app.state.segmenter
     return segmenter
-
-
-def tenant_of(
-    _: Annotated[
-        str | None, Header(alias="authorization", description="`Bearer <key>`, where the server asks for keys.")
-    ] = None,
-) -> str:
-    """Return the caller's tenant, whom the route has found."""
-    return current_tenant()
-
-
-Tenant = Annotated[str, Depends(tenant_of)]
 
 
 def image_ref_of(
