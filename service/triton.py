@@ -29,12 +29,14 @@ from service.tensors import (
     IMAGE,
     IOU_SCORES,
     LOW_RES_MASKS,
+    MASK_INPUT,
     MASKS_PER_PROMPT,
     PARAMETER_DIGEST,
     PARAMETER_MODEL,
     PATCH_SIZE,
     POINT_COORDS,
     POINT_LABELS,
+    REFINER_MODEL,
     VALID_SIZE,
     Geometry,
 )
@@ -50,6 +52,7 @@ RECONNECT_ARGUMENTS = [
     ("grpc.max_receive_message_length", -1),
 ]
 
+NOT_FOUND = "StatusCode.NOT_FOUND"
 DTYPES = {"TYPE_FP16": "float16", "TYPE_FP32": "float32"}
 
 
@@ -72,15 +75,24 @@ class TritonBackend:
         await self._client.close()
 
     async def describe(self, timeout_s: float) -> Model:
-        """Return the model, read from the configurations of encoder and decoder, which must agree."""
-        with _translated():
-            configs = [
-                (await self._client.get_model_config(name, headers=self._headers, client_timeout=timeout_s)).config
-                for name in (ENCODER_MODEL, DECODER_MODEL)
-            ]
+        """Return the model, read from the configurations of its three graphs, which must agree."""
+        names = (ENCODER_MODEL, DECODER_MODEL, REFINER_MODEL)
+        configs = [await self._config(name, timeout_s) for name in names]
         if self._described is None or self._described[0] != configs:  # asked with every canary: read it only when new
             self._described = configs, _model_from_configs(*map(_dict_from_config, configs))
         return self._described[1]
+
+    async def _config(self, name: str, timeout_s: float) -> Message:
+        try:
+            with _translated():
+                answer = await self._client.get_model_config(name, headers=self._headers, client_timeout=timeout_s)
+        except ModelUnavailableError as error:
+            cause = error.__cause__
+            if isinstance(cause, InferenceServerException) and str(cause.status()) == NOT_FOUND:
+                raise ModelUnavailableError(f"the model server has no {name}; install what the export makes") from cause
+            raise
+        config: Message = answer.config
+        return config
 
     async def completed(self, model: str, timeout_s: float) -> int:
         """Return how many inferences of `model` came to an answer since the server's start."""
@@ -139,24 +151,28 @@ class TritonBackend:
         location = self._shared(embedding)
         for name, tensor in embedding.tensors.items():
             inputs.append(_input(name, tensor, location))
+        if batch.masks is not None:
+            inputs.append(_input(MASK_INPUT, batch.masks))
+        model = DECODER_MODEL if batch.masks is None else REFINER_MODEL
         side = 4 * next(iter(embedding.tensors.values())).shape[-1]
-        masks, scores = await self._masks(inputs, (len(batch.labels), MASKS_PER_PROMPT, side, side), timeout_s)
+        shape = (len(batch.labels), MASKS_PER_PROMPT, side, side)
+        masks, scores = await self._masks(model, inputs, shape, timeout_s)
         return DecoderOutput(masks, scores)
 
     async def _masks(
-        self, inputs: list[InferInput], shape: tuple[int, ...], timeout_s: float
+        self, model: str, inputs: list[InferInput], shape: tuple[int, ...], timeout_s: float
     ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-        """Run the decoder; its masks, FP16 of `shape`, come through shared memory if there is a slot for them."""
+        """Run `model`; its masks, FP16 of `shape`, come through shared memory if there is a slot for them."""
         outputs = [InferRequestedOutput(LOW_RES_MASKS), InferRequestedOutput(IOU_SCORES)]
         nbytes = prod(shape) * np.dtype(np.float16).itemsize
         answers = self._answers
         slot = answers.take(nbytes) if answers else None
         if answers is None or slot is None:
-            answer = await self._infer(DECODER_MODEL, inputs, outputs, timeout_s)
+            answer = await self._infer(model, inputs, outputs, timeout_s)
             return answer.as_numpy(LOW_RES_MASKS)[0], answer.as_numpy(IOU_SCORES)[0]
         outputs[0].set_shared_memory(slot.region.name, nbytes, slot.offset)
         try:
-            answer = await self._infer(DECODER_MODEL, inputs, outputs, timeout_s)
+            answer = await self._infer(model, inputs, outputs, timeout_s)
         except BaseException:
             answers.give_back(slot, late=True)
             raise
@@ -203,10 +219,11 @@ def _dict_from_config(config: Message) -> dict[str, Any]:
     return MessageToDict(config, preserving_proto_field_name=True)
 
 
-def _model_from_configs(encoder: Mapping[str, Any], decoder: Mapping[str, Any]) -> Model:
-    if encoder.get("parameters") != decoder.get("parameters"):
-        raise ModelUnavailableError("encoder and decoder come from different exports; export both together")
-    return _model_from_config(encoder)
+def _model_from_configs(*configs: Mapping[str, Any]) -> Model:
+    if any(config.get("parameters") != configs[0].get("parameters") for config in configs):
+        names = ", ".join(str(config.get("name")) for config in configs)
+        raise ModelUnavailableError(f"{names} come from different exports; export them together")
+    return _model_from_config(configs[0])
 
 
 def _model_from_config(config: Mapping[str, Any]) -> Model:
