@@ -74,11 +74,12 @@ class ModelUnavailableError(SegmentError):
 
     Args:
         message: As in `SegmentError`.
+        field: As in `SegmentError`.
         connection_broke: The connection was lost under the call, so that the same call may succeed on another one.
     """
 
-    def __init__(self, message: str, *, connection_broke: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, field: str = "", connection_broke: bool = False) -> None:
+        super().__init__(message, field=field)
         self.connection_broke = connection_broke
 
 
