@@ -74,6 +74,7 @@ class ModelUnavailableError(SegmentError):
 
     Args:
         message: As in `SegmentError`.
+        field: As in `SegmentError`.
         connection_broke: The connection was lost under the call, so that the same call may succeed on another one.
     """
 
