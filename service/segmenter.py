@@ -23,7 +23,8 @@ from service.errors import (
     OverloadedError,
     SegmentError,
 )
-from service.image import EncoderInput, ImageLimits, decode_image, digest_of, letterbox
+from service.image import Decoder, EncoderInput, ImageLimits, digest_of
+from service.image_header import read_header
 from service.mask import Frame, Mask, chosen_candidates, masks_from_logits
 from service.permits import Permits
 from service.preconditions import check_image_id, check_match, not_cached
@@ -42,6 +43,7 @@ class Segmenter:
     Args:
         backend: Where the model runs.
         cache: Where embeddings are kept.
+        decoder: Makes the encoder's input of an image's bytes.
         permits: Admission.
         limits: Bounds on images.
         max_deadline_s: Deadline of requests that bring none, and the cap of those that do.
@@ -54,6 +56,7 @@ class Segmenter:
         *,
         backend: Backend,
         cache: EmbeddingCache,
+        decoder: Decoder,
         permits: Permits,
         limits: ImageLimits,
         max_deadline_s: float,
@@ -64,6 +67,7 @@ class Segmenter:
         self.draining = False
         self._backend = backend
         self._cache = cache
+        self._decoder = decoder
         self._permits = permits
         self._max_deadline_s = max_deadline_s
         self._on_done = on_done
@@ -204,7 +208,8 @@ class Segmenter:
         return found
 
     async def _wanted(self, ref: ImageRef, data: bytes, if_match: IfMatch) -> Wanted:
-        """Name the image that an upload brings, unless `if_match` is not what is cached under that name."""
+        """Name the image that an upload brings, unless it is none, or `if_match` is not what is cached by that name."""
+        read_header(data, self.limits)
         digest = await asyncio.to_thread(digest_of, data)
         ref = ref if ref.image_id else replace(ref, image_id=digest)
         wanted = Wanted(self._key(ref), ref.tenant, ref.image_id, digest)
@@ -217,16 +222,15 @@ class Segmenter:
         side = self.model.geometry.input_size
 
         async def prepare() -> Prepared:
-            rgb = await asyncio.to_thread(decode_image, data, self.limits)
-            placed = await asyncio.to_thread(letterbox, rgb, side)
+            image = await self._decoder.decode(data, side)
             if not self._ready:  # before a slot is claimed: an image that is kept must not go for one that cannot come
                 raise ModelUnavailableError("the model does not answer at present; come back in a moment")
 
             async def encode(destination: Embedding) -> None:
                 # Shared by all who wait for this image: under the longest deadline, not under the first caller's.
-                await self._backend.encode(placed, destination, self._max_deadline_s)
+                await self._backend.encode(image.placed, destination, self._max_deadline_s)
 
-            return Prepared((rgb.shape[0], rgb.shape[1]), placed.valid_size, encode)
+            return Prepared(image.size, image.placed.valid_size, encode)
 
         found = await self._cache.get_or_encode(wanted, prepare)
         watch.lap("encode")

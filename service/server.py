@@ -15,8 +15,9 @@ from service.auth import Authoriser, parse_api_keys
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
 from service.cache.redis import RedisLevel
+from service.decoding import DecodePool
 from service.errors import SegmentError
-from service.image import ImageLimits, trust_own_limits
+from service.image import ImageLimits
 from service.metrics import Metrics
 from service.permits import Permits
 from service.ports import bound_socket
@@ -59,14 +60,16 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None], open_when_r
     stop, ready = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    trust_own_limits()
     metrics = Metrics(CollectorRegistry())
     async with AsyncExitStack() as stack:
         backend = await stack.enter_async_context(_connected(settings))
         store = await stack.enter_async_context(_second_level(settings, metrics))
         cache = _cache(settings, metrics, store)
         stack.callback(cache.close)
-        segmenter = _segmenter(settings, backend, cache, metrics)
+        limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        decoder = DecodePool(settings.decode_processes, limits, metrics.decode_process_lost)
+        await stack.enter_async_context(decoder.running())
+        segmenter = _segmenter(settings, backend, cache, decoder, metrics)
         authoriser = _authoriser(settings)
         rpc = _rpc_server(settings, segmenter, authoriser, metrics)
         http = _http_server(create_app(segmenter, authoriser, metrics), settings.drain_s)
@@ -127,12 +130,15 @@ def _cache(settings: Settings, metrics: Metrics, store: RedisLevel | None) -> Em
     )
 
 
-def _segmenter(settings: Settings, backend: TritonBackend, cache: EmbeddingCache, metrics: Metrics) -> Segmenter:
+def _segmenter(
+    settings: Settings, backend: TritonBackend, cache: EmbeddingCache, decoder: DecodePool, metrics: Metrics
+) -> Segmenter:
     return Segmenter(
         backend=backend,
         cache=cache,
+        decoder=decoder,
         permits=Permits(settings.max_concurrency),
-        limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
+        limits=decoder.limits,
         max_deadline_s=settings.default_deadline_s,
         secret=settings.cache_secret.get_secret_value().encode(),
         on_done=metrics.observe,

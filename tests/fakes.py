@@ -1,6 +1,7 @@
-"""A `Backend` that costs nothing and can be told to wait or to fail."""
+"""A `Backend` that costs nothing and can be told to wait or to fail; a `Decoder` without processes."""
 
 import asyncio
+import io
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from service.cache.arena import Region
 from service.cache.contract import Embedding
 from service.cache.index import EvictionReason
 from service.errors import SegmentError
-from service.image import EncoderInput
+from service.image import DecodedImage, EncoderInput, ImageLimits, valid_size_of
+from service.picture import letterboxed, rgb_from_file
 from service.prompt import PromptBatch
 from service.tensors import EMBEDDING, LABEL_PADDING, MASKS_PER_PROMPT, Geometry
 
@@ -72,6 +74,16 @@ class FakeBackend:
     def _fail(self) -> None:
         if self.error is not None:
             raise self.error
+
+
+class DecoderInProcess:
+    """Decodes as a decode process does, without one."""
+
+    async def decode(self, data: bytes, input_size: int) -> DecodedImage:
+        picture = rgb_from_file(io.BytesIO(data), ImageLimits(1_000_000, 1_000_000))
+        size = (picture.height, picture.width)
+        pixels = np.asarray(letterboxed(picture, input_size))
+        return DecodedImage(size, EncoderInput(pixels, valid_size_of(size, input_size)))
 
 
 def no_header() -> None:

@@ -24,7 +24,7 @@ from service.rpc.server import RpcServer
 from service.segmenter import Segmenter
 from tests.arenas import arena_name
 from tests.conformance.callers import Failure, GrpcCaller, RestCaller
-from tests.fakes import FakeBackend
+from tests.fakes import DecoderInProcess, FakeBackend
 from tests.running import RunningService, free_ports
 
 CLICK = {"prompts": [{"points": [[1, 1, 1]]}]}
@@ -81,6 +81,7 @@ async def _embed_with_a_broken_backend(photo: bytes, name: str) -> tuple[httpx.R
     segmenter = Segmenter(
         backend=backend,
         cache=EmbeddingCache(name=name, max_bytes=1_000_000, limits=Limits(60, 0), observer=metrics),
+        decoder=DecoderInProcess(),
         permits=Permits(1),
         limits=ImageLimits(1_000_000, 1_000_000),
         max_deadline_s=5,

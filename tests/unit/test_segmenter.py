@@ -20,7 +20,7 @@ from service.prompt import Point, Prompt
 from service.segmenter import Segmenter
 from tests.arenas import arena_name
 from tests.conftest import encoded
-from tests.fakes import Counts, FakeBackend, fake_model
+from tests.fakes import Counts, DecoderInProcess, FakeBackend, fake_model
 
 PHOTO = encoded(np.zeros((32, 64, 3), np.uint8), "PNG")
 OTHER = encoded(np.full((32, 64, 3), 9, np.uint8), "PNG")
@@ -37,6 +37,7 @@ class Core:
         self.segmenter = Segmenter(
             backend=self.backend,
             cache=EmbeddingCache(name=name, max_bytes=1_000_000, limits=Limits(60, 0), observer=Counts()),
+            decoder=DecoderInProcess(),
             permits=Permits(permits),
             limits=ImageLimits(1_000_000, 1_000_000),
             max_deadline_s=max_deadline_s,
