@@ -22,6 +22,7 @@ from service.metrics import Metrics
 from service.permits import Permits
 from service.ports import bound_socket
 from service.rest.app import create_app
+from service.rest.protocol import DeadlineProtocol
 from service.rpc.server import RpcServer
 from service.segmenter import Segmenter
 from service.settings import Settings
@@ -33,6 +34,7 @@ LATE_WRITE_S = 30.0  # how long after its deadline Triton could still write the 
 MAX_LEASE_S = 5.0
 REDIS_TTL_S = 86400.0  # in the second level, when SAM_CACHE_TTL_S sets none: Redis must be able to forget
 RENEW_EVERY_S = 2.0
+KEEP_ALIVE_S = 75  # longer than clients and balancers keep a connection, so that they do not send into one that closes
 PROBE_TIMEOUT_S = 10.0
 FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, that there is none
 PROBE_EVERY_S = 2.0
@@ -155,12 +157,13 @@ def _authoriser(settings: Settings) -> Authoriser:
 def _http_server(app: FastAPI, drain_s: float) -> _HttpServer:
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=DeadlineProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
     return _HttpServer(config)

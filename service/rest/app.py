@@ -19,6 +19,7 @@ from service.errors import InvalidPromptError, SegmentError
 from service.image import too_many_bytes
 from service.logs import log_failure
 from service.metrics import CANCELLED, OK, Metrics
+from service.rest.presence import ClientPresence
 from service.rest.problems import problem, problem_from_error, problem_from_validation
 from service.rest.routes import health, router
 from service.rest.schemas import Problem
@@ -51,6 +52,7 @@ def create_app(segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics) -
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_error)
     app.add_middleware(RequestObserver, metrics=metrics, max_image_bytes=segmenter.limits.max_bytes)
+    app.add_middleware(ClientPresence)  # around the other, which counts those that it ends
     _document_problems(app)
     return app
 
