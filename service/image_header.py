@@ -10,7 +10,8 @@ from struct import unpack_from
 from service.errors import UnsupportedImageError
 from service.image import ImageLimits, animated, check_size, damaged, too_many_bytes
 
-MAX_PARTS = 4608  # segments or chunks looked at; a photograph has some hundred, 32 MiB of PNG in the usual 8 KiB 4,096
+MAX_SEGMENTS = 1024  # looked at in a JPEG; a photograph's profile and depth map are some hundred
+MAX_CHUNKS = 4608  # looked at in a PNG; 32 MiB in the usual 8 KiB are 4,096
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; the three are tables and a reserve
@@ -60,7 +61,7 @@ def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
 def _size_of_jpeg(data: bytes) -> tuple[int, int, bool]:
     """Return width, height and whether an end marker follows, from the first frame header (ITU T.81, annex B)."""
     at = 2
-    for _ in range(MAX_PARTS):
+    for _ in range(MAX_SEGMENTS):
         at = data.find(JPEG_FILL, at)  # decoders overlook what lies between segments
         if not 0 < at < len(data) - 4:
             break
@@ -83,7 +84,7 @@ def _size_of_png(data: bytes) -> tuple[int, int, bool]:
     if data[at : at + 8] != b"\0\0\0\x0dIHDR" or len(data) < at + PNG_CHUNK_BYTES + 13:
         raise damaged()
     width, height = unpack_from(">II", data, at + 8)
-    for _ in range(MAX_PARTS):
+    for _ in range(MAX_CHUNKS):
         if at + 8 > len(data):
             break
         length, kind = unpack_from(">I4s", data, at)
@@ -121,7 +122,7 @@ def _size_of_webp(data: bytes) -> tuple[int, int, bool]:
 def _has_frames(data: bytes) -> bool:
     """Whether a WebP holds more than one frame; one alone is a still."""
     at, frames = 12, 0
-    for _ in range(MAX_PARTS):
+    for _ in range(MAX_CHUNKS):
         if at + 8 > len(data) or frames > 1:
             break
         kind, length = unpack_from("<4sI", data, at)

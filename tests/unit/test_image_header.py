@@ -8,7 +8,7 @@ from PIL import Image, PngImagePlugin
 
 from service.errors import SegmentError, UnsupportedImageError
 from service.image import ImageLimits
-from service.image_header import JPEG_START, MAX_PARTS, PNG_START, ImageHeader, read_header
+from service.image_header import JPEG_START, MAX_CHUNKS, PNG_START, ImageHeader, read_header
 from service.picture import rgb_from_file, trust_own_limits
 from service.status import status_of
 from tests.bombs import accepted, half_red, png_chunk, refused_in_a_process, refused_unread, saved, small_png
@@ -59,10 +59,10 @@ def test_odd_pictures_are_pictures(name: str) -> None:
 
 
 def test_a_png_of_more_chunks_than_are_looked_at_is_left_to_the_decoder() -> None:
-    data = small_png(*[png_chunk(b"tEXt", b"a\0b")] * (MAX_PARTS - 2))
+    data = small_png(*[png_chunk(b"tEXt", b"a\0b")] * (MAX_CHUNKS - 2))
     assert read_header(data, LIMITS).width == 2
     with pytest.raises(UnsupportedImageError, match="damaged"):
-        read_header(small_png(*[png_chunk(b"tEXt", b"a\0b")] * MAX_PARTS), LIMITS)
+        read_header(small_png(*[png_chunk(b"tEXt", b"a\0b")] * MAX_CHUNKS), LIMITS)
 
 
 @given(st.sampled_from([JPEG_START, PNG_START, PNG_START + b"\0\0\0\x0dIHDR", b"RIFF\0\0\0\0WEBPVP8X"]), st.binary())
