@@ -13,19 +13,23 @@ from dataclasses import astuple, dataclass
 from enum import IntEnum
 from struct import Struct
 
+from service.image import Box
+
 READY = b"\1"  # a process's first word
 
 CHANNELS = 3
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-JOB, ANSWER = Struct("=QI"), Struct("=BII")
+JOB, ANSWER = Struct("=QI4I"), Struct("=BII")
+WHOLE = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A picture of `nbytes` bytes, to be placed on a square of `input_size` S pixels a side."""
+    """A picture of `nbytes` bytes: what the `box` holds of it goes on a square of `input_size` S pixels a side."""
 
     nbytes: int
     input_size: int
+    box: Box = WHOLE
 
     @property
     def answer_at(self) -> int:
@@ -39,12 +43,13 @@ class Job:
 
     def pack(self) -> bytes:
         """Return the message that goes with the file."""
-        return JOB.pack(*astuple(self))
+        return JOB.pack(self.nbytes, self.input_size, *self.box)
 
     @classmethod
     def unpack(cls, message: bytes) -> "Job":
         """Return the job of a message."""
-        return cls(*JOB.unpack(message))
+        nbytes, input_size, *box = JOB.unpack(message)
+        return cls(nbytes, input_size, (box[0], box[1], box[2], box[3]))
 
 
 class Verdict(IntEnum):

@@ -14,7 +14,7 @@ import socket
 import sys
 from typing import IO, cast
 
-from service.decode_job import JOB, READY, Answer, Job, Verdict
+from service.decode_job import JOB, READY, WHOLE, Answer, Job, Verdict
 from service.errors import ImageTooLargeError, SegmentError
 from service.image import ImageLimits
 from service.picture import letterboxed, rgb_from_file, trust_own_limits
@@ -59,6 +59,8 @@ def _answer(file: int, job: Job, limits: ImageLimits) -> Answer:
     try:
         with os.fdopen(file, "r+b", buffering=0) as stream, mmap.mmap(file, job.nbytes, prot=mmap.PROT_READ) as data:
             picture = rgb_from_file(cast("IO[bytes]", data), limits)  # it reads and seeks like one
+            if job.box != WHOLE:
+                picture = picture.crop(job.box)
             stream.seek(job.answer_at)
             stream.write(letterboxed(picture, job.input_size).tobytes())
             return Answer(Verdict.DECODED, picture.height, picture.width)

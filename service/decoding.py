@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from service.decode_job import ANSWER, CHANNELS, READY, Answer, Job, Verdict, job_file
+from service.decode_job import ANSWER, CHANNELS, READY, WHOLE, Answer, Job, Verdict, job_file
 from service.errors import ImageTooLargeError, UnsupportedImageError
-from service.image import DecodedImage, EncoderInput, ImageLimits, check_size, damaged, valid_size_of
+from service.image import Box, DecodedImage, EncoderInput, ImageLimits, check_size, damaged, valid_size_of
 
 T = TypeVar("T")
 
@@ -129,9 +129,9 @@ class DecodePool:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await asyncio.gather(*(process.end() for process in self._processes))
 
-    async def decode(self, data: bytes, input_size: int) -> DecodedImage:
+    async def decode(self, data: bytes, input_size: int, box: Box | None = None) -> DecodedImage:
         """Decode a picture; see `service.image.Decoder`. A caller that leaves frees its process in a moment."""
-        job = Job(len(data), input_size)
+        job = Job(len(data), input_size, box or WHOLE)
         with job_file(job) as file:
             if len(data) <= INLINE_BYTES:
                 os.pwrite(file, data, 0)

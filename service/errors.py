@@ -16,7 +16,16 @@ class SegmentError(Exception):
     Args:
         message: One sentence that says what is wrong and what to do. It must hold no upstream text, path or key.
         field: The part of the request at fault, e.g. "prompts[0].box"; empty when no single field is.
+
+    On the client's side an error also has what the service said of it:
+
+    Attributes:
+        reason: The stable name of this kind of error, e.g. "image_not_cached".
+        retry_after_s: How long to wait before the same request can be answered; None where waiting does not help.
     """
+
+    reason: str = ""
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, *, field: str = "") -> None:
         super().__init__(message)

@@ -16,6 +16,9 @@ MAX_SIDE = 16384
 PREPROCESSING_VERSION = 1
 
 
+Box = tuple[int, int, int, int]  # x0, y0, and x1, y1 without: a part of a picture, in pixels
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
     """Bounds checked before anything is decoded."""
@@ -34,7 +37,7 @@ class EncoderInput:
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """A picture's own `size` (height, width), as a person sees it, and the encoder's input made of it."""
+    """`size` (height, width) of a picture as a person sees it, or of a part, and the encoder's input made of it."""
 
     size: tuple[int, int]
     placed: EncoderInput
@@ -43,8 +46,8 @@ class DecodedImage:
 class Decoder(Protocol):
     """Turns bytes whose header was read into the encoder's input; `service.decoding` does, in processes of its own."""
 
-    async def decode(self, data: bytes, input_size: int) -> DecodedImage:
-        """Decode a JPEG, PNG or WebP and place it on an S x S canvas, S being `input_size`.
+    async def decode(self, data: bytes, input_size: int, box: Box | None = None) -> DecodedImage:
+        """Decode a JPEG, PNG or WebP and place it, or what the box holds of it, on a canvas of S x S, the input size.
 
         Raises:
             ImageTooLargeError: side or pixels above a limit.

@@ -12,7 +12,7 @@ from service.cache.arena import Region
 from service.cache.contract import Embedding
 from service.cache.index import EvictionReason
 from service.errors import SegmentError
-from service.image import DecodedImage, EncoderInput, ImageLimits, valid_size_of
+from service.image import Box, DecodedImage, EncoderInput, ImageLimits, valid_size_of
 from service.picture import letterboxed, rgb_from_file
 from service.prompt import PromptBatch
 from service.tensors import EMBEDDING, LABEL_PADDING, MASKS_PER_PROMPT, Geometry
@@ -27,6 +27,8 @@ def fake_model(digest: str = "sha256:0") -> Model:
 
 class FakeBackend:
     """Embeds an image as its mean colour; mask k of a prompt is a disc on its first point, radius 2 + k low-res pixels.
+
+    A mask input is added to its logits.
 
     `gate` must be set for `encode` to go on; `error`, when not None, is raised by every call. `encodes` and `decodes`
     count calls begun.
@@ -69,7 +71,10 @@ class FakeBackend:
         radius = 2.0 + np.arange(MASKS_PER_PROMPT)[:, None, None]
         tokens = (batch.labels != LABEL_PADDING).sum(axis=1)
         scores = np.tile([0.5, 0.6, 0.9, 0.7], (len(tokens), 1))
-        return DecoderOutput((radius - distance[:, None]).astype(np.float16), scores.astype(np.float32))
+        logits = radius - distance[:, None]
+        if batch.masks is not None:
+            logits = logits + batch.masks[:, None]
+        return DecoderOutput(logits.astype(np.float16), scores.astype(np.float32))
 
     def _fail(self) -> None:
         if self.error is not None:
@@ -79,8 +84,9 @@ class FakeBackend:
 class DecoderInProcess:
     """Decodes as a decode process does, without one."""
 
-    async def decode(self, data: bytes, input_size: int) -> DecodedImage:
+    async def decode(self, data: bytes, input_size: int, box: Box | None = None) -> DecodedImage:
         picture = rgb_from_file(io.BytesIO(data), ImageLimits(1_000_000, 1_000_000))
+        picture = picture.crop(box) if box else picture
         size = (picture.height, picture.width)
         pixels = np.asarray(letterboxed(picture, input_size))
         return DecodedImage(size, EncoderInput(pixels, valid_size_of(size, input_size)))

@@ -2,16 +2,19 @@
 
 import math
 import re
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Header, Path, Request, Response, UploadFile
-from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
-from service.answers import ANY_DIGEST, IfMatch, ImageRef
+from service.answers import ANY_DIGEST, IfMatch, ImageRef, Progress
 from service.errors import InvalidImageIdError, InvalidPromptError
 from service.image import too_many_bytes
 from service.rest import schemas
+from service.rest.everything import EverythingAnswer, EverythingBody, answer_from_everything
+from service.rest.masks import PNG_ANSWER, answer_from_result, png_wanted, request_from_body
 from service.rest.problems import PROBLEMS, problem_from_validation
 from service.segmenter import Segmenter
 
@@ -52,7 +55,13 @@ Tenant = Annotated[str, Depends(tenant_of)]
 
 def image_ref_of(
     tenant: Tenant,
-    image_id: Annotated[str, Path(description="Your name for the image: A-Z a-z 0-9 . _ : @ = + -, at most 128.")],
+    image_id: Annotated[
+        str,
+        Path(
+            description="Your name for the image: A-Z a-z 0-9 . _ : @ = + -, at most 128, the first a letter or digit.",
+            examples=["coins"],
+        ),
+    ],
     x_image_id: Annotated[
         str | None, Header(description="The same id, for load balancers that hash on a header; optional.")
     ] = None,
@@ -73,7 +82,10 @@ def upload_ref_of(
 
 def deadline_of(
     x_request_timeout: Annotated[
-        str | None, Header(description="Seconds this request may take; capped by the server's own deadline.")
+        str | None,
+        Header(
+            description="Seconds this request may take, above 0; capped by the server's own deadline.", examples=["10"]
+        ),
     ] = None,
 ) -> float | None:
     """Return the caller's deadline in seconds, or None."""
@@ -105,6 +117,7 @@ Core = Annotated[Segmenter, Depends(segmenter_of)]
 Ref = Annotated[ImageRef, Depends(image_ref_of)]
 Deadline = Annotated[float | None, Depends(deadline_of)]
 Condition = Annotated[IfMatch, Depends(if_match_of)]
+AsPng = Annotated[bool, Depends(png_wanted)]
 
 
 @router.put(
@@ -147,32 +160,89 @@ async def delete_image(ref: Ref, core: Core, if_match: Condition) -> None:
 
 
 @router.post(
-    "/v1/images/{image_id}/masks", summary="Masks for prompts on a cached image", response_model_exclude_none=True
+    "/v1/images/{image_id}/masks",
+    summary="Masks for prompts on a cached image",
+    response_model=schemas.SegmentAnswer,
+    response_model_exclude_none=True,
+    responses=PNG_ANSWER,
 )
 async def segment(
-    ref: Ref, body: schemas.SegmentBody, core: Core, deadline_s: Deadline, if_match: Condition
-) -> schemas.SegmentAnswer:
+    ref: Ref, body: schemas.SegmentBody, core: Core, deadline_s: Deadline, if_match: Condition, as_png: AsPng
+) -> schemas.SegmentAnswer | Response:
     """Run the decoder only. 404 `image_not_cached` when the embedding is gone: PUT the bytes again."""
-    result = await core.segment(ref, body.to_request(if_match), deadline_s)
-    return schemas.answer_from_result(result)
+    request = await request_from_body(body, core, if_match, as_png=as_png)
+    return await answer_from_result(await core.segment(ref, request, deadline_s), as_png=as_png)
 
 
-@router.post("/v1/masks", summary="Image and prompts in one call", response_model_exclude_none=True)
-async def segment_bytes(
+@router.post(
+    "/v1/masks",
+    summary="Image and prompts in one call",
+    response_model=schemas.SegmentAnswer,
+    response_model_exclude_none=True,
+    responses=PNG_ANSWER,
+)
+async def segment_bytes(  # noqa: PLR0913 - the parts of a request
+    *,
     image: Annotated[UploadFile, File(description="The bytes of a JPEG, PNG or WebP still image.")],
-    request: Annotated[str, Form(description="JSON of the same form as the body of `/v1/images/{image_id}/masks`.")],
+    request: Annotated[
+        str,
+        Form(
+            description="JSON of the same form as the body of `/v1/images/{image_id}/masks`, of at most 1 MiB.",
+            examples=['{"prompts": [{"points": [[154, 198, 1]]}]}'],
+        ),
+    ],
     core: Core,
     ref: Annotated[ImageRef, Depends(upload_ref_of)],
     deadline_s: Deadline,
     if_match: Condition,
-) -> schemas.SegmentAnswer:
+    as_png: AsPng,
+) -> schemas.SegmentAnswer | Response:
     """For clients that keep no ids. The answer's `image_id` can be prompted again."""
     try:
         body = schemas.SegmentBody.model_validate_json(request)
     except ValidationError as error:
         raise problem_from_validation(error.errors()) from error
-    result = await core.segment_bytes(ref, await image.read(), body.to_request(if_match), deadline_s)
-    return schemas.answer_from_result(result)
+    asked = await request_from_body(body, core, if_match, as_png=as_png)
+    result = await core.segment_bytes(ref, await image.read(), asked, deadline_s)
+    return await answer_from_result(result, as_png=as_png)
+
+
+@router.post("/v1/images/{image_id}/everything", summary="Masks of everything in a cached image")
+async def everything(
+    ref: Ref,
+    body: EverythingBody,
+    http: Request,
+    core: Core,
+    deadline_s: Deadline,
+    if_match: Condition,
+) -> EverythingAnswer:
+    """Ask a grid of points and keep the good masks, as the original's SamAutomaticMaskGenerator does."""
+    asked = body.to_request(if_match)
+    result = await core.everything(ref, asked, deadline_s=deadline_s, on_progress=_while_connected(http))
+    return answer_from_everything(result)
+
+
+@router.post("/v1/everything", summary="Image in, masks of everything in it out")
+async def everything_in_bytes(  # noqa: PLR0913 - what a request may bring
+    *,
+    image: Annotated[UploadFile, File(description="The bytes of a JPEG, PNG or WebP still image.")],
+    http: Request,
+    core: Core,
+    ref: Annotated[ImageRef, Depends(upload_ref_of)],
+    deadline_s: Deadline,
+    if_match: Condition,
+    request: Annotated[
+        str, Form(description="JSON of the same form as the body of `/v1/images/{image_id}/everything`.")
+    ] = "{}",
+) -> EverythingAnswer:
+    """For crops, which are cut from the image's bytes, and for clients that keep no ids."""
+    try:
+        asked = EverythingBody.model_validate_json(request).to_request(if_match)
+    except ValidationError as error:
+        raise problem_from_validation(error.errors()) from error
+    watch, data = _while_connected(http), await image.read()
+    result = await core.everything(ref, asked, data, deadline_s=deadline_s, on_progress=watch)
+    return answer_from_everything(result)
 
 
 @router.get("/v1/model", summary="The model being served")
@@ -196,10 +266,14 @@ async def readyz(core: Core, response: Response) -> schemas.HealthBody:
     return schemas.HealthBody(status="draining" if core.draining else "model_unavailable")
 
 
-@health.get("/", include_in_schema=False)
-async def index() -> RedirectResponse:
-    """Lead people to the documentation."""
-    return RedirectResponse("docs")
+def _while_connected(request: Request) -> Callable[[Progress], Awaitable[None]]:
+    """Return what ends a long request between two of its steps when the client has left."""
+
+    async def check(_: Progress) -> None:
+        if await request.is_disconnected():
+            raise ClientDisconnect
+
+    return check
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:

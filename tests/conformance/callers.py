@@ -2,7 +2,8 @@
 
 import base64
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,6 +39,12 @@ class Caller(Protocol):
         self, image_id: str, body: Mapping[str, Any], if_match: str | None = None
     ) -> dict[str, Any] | Failure: ...
     def segment_bytes(
+        self, data: bytes, body: Mapping[str, Any], image_id: str = "", if_match: str | None = None
+    ) -> dict[str, Any] | Failure: ...
+    def everything(
+        self, image_id: str, body: Mapping[str, Any], if_match: str | None = None
+    ) -> dict[str, Any] | Failure: ...
+    def everything_in_bytes(
         self, data: bytes, body: Mapping[str, Any], image_id: str = "", if_match: str | None = None
     ) -> dict[str, Any] | Failure: ...
     def model(self) -> dict[str, Any] | Failure: ...
@@ -77,6 +84,19 @@ class RestCaller:
         headers = _condition(if_match) | ({"x-image-id": image_id} if image_id else {})
         form = {"request": json.dumps(body)}
         return self._call("POST", "/v1/masks", files={"image": data}, data=form, headers=headers)
+
+    def everything(
+        self, image_id: str, body: Mapping[str, Any], if_match: str | None = None
+    ) -> dict[str, Any] | Failure:
+        headers = {"content-type": "application/json"} | _condition(if_match)
+        return self._call("POST", f"/v1/images/{image_id}/everything", content=json.dumps(body), headers=headers)
+
+    def everything_in_bytes(
+        self, data: bytes, body: Mapping[str, Any], image_id: str = "", if_match: str | None = None
+    ) -> dict[str, Any] | Failure:
+        headers = _condition(if_match) | ({"x-image-id": image_id} if image_id else {})
+        form = {"request": json.dumps(body)}
+        return self._call("POST", "/v1/everything", files={"image": data}, data=form, headers=headers)
 
     def model(self) -> dict[str, Any] | Failure:
         return self._call("GET", "/v1/model")
@@ -139,8 +159,42 @@ class GrpcCaller:
         answer = self._call("GetModel", pb.GetModelRequest())
         if isinstance(answer, Failure):
             return answer
-        fields = {name: getattr(answer, name) for name in ("name", "digest", "input_size", "max_prompts", "max_points")}
-        return fields | {"embedding_shape": list(answer.embedding_shape)}
+        names = ("name", "digest", "input_size", "max_prompts", "max_points", "mask_size")
+        return {name: getattr(answer, name) for name in names} | {"embedding_shape": list(answer.embedding_shape)}
+
+    def everything(
+        self, image_id: str, body: Mapping[str, Any], if_match: str | None = None
+    ) -> dict[str, Any] | Failure:
+        return self._everything(_everything_request(body, image_id=image_id, if_match=if_match))
+
+    def everything_in_bytes(
+        self, data: bytes, body: Mapping[str, Any], image_id: str = "", if_match: str | None = None
+    ) -> dict[str, Any] | Failure:
+        return self._everything(_everything_request(body, image_id=image_id, image=data, if_match=if_match))
+
+    def _everything(self, request: pb.SegmentEverythingRequest) -> dict[str, Any] | Failure:
+        """Read the whole stream, whose order must be progress, records, summary."""
+        try:
+            events = list(self._stub.SegmentEverything(request, metadata=self._metadata))
+        except grpc.RpcError as error:
+            self.code = error.code()
+            return _failure(error)
+        self.code = grpc.StatusCode.OK
+        kinds = [event.WhichOneof("event") for event in events]
+        summary = events[-1].summary
+        batches = kinds.count("progress")
+        assert kinds == ["progress"] * batches + ["record"] * summary.records + ["summary"]
+        assert [event.progress.batches for event in events[:batches]] == list(range(1, batches + 1))
+        assert {event.progress.batches_in_all for event in events[:batches]} == {batches}
+        size = [summary.image.size.height, summary.image.size.width]
+        found = {
+            "image_id": summary.image.image_id,
+            "size": size,
+            "model": summary.image.model,
+            "cache": _level(summary.cache),
+            "records": [_record(event.record, size) for event in events[batches:-1]],
+        }
+        return _comparable(found)
 
     def _segment(self, request: pb.SegmentRequest) -> dict[str, Any] | Failure:
         answer = self._call("Segment", request)
@@ -193,11 +247,53 @@ def _request(body: Mapping[str, Any]) -> pb.SegmentRequest:
         if prompt.get("box"):
             x0, y0, x1, y1 = prompt["box"]
             message.box.CopyFrom(pb.Box(x0=x0, y0=y0, x1=x1, y1=y1))
+        if "mask_input" in prompt:
+            message.mask_input = unpacked(prompt["mask_input"])
     if body.get("multimask") is not None:
         request.multimask = body["multimask"]
-    formats = {"rle": pb.MASK_FORMAT_RLE, "png": pb.MASK_FORMAT_PNG}
+    formats = {kind: pb.MaskFormat.Value(f"MASK_FORMAT_{kind.upper()}") for kind in ("rle", "png", "polygon", "none")}
     request.format = formats.get(body["format"], 99) if "format" in body else pb.MASK_FORMAT_UNSPECIFIED
+    for name in ("include_logits", "min_region_area", "polygon_tolerance"):
+        if name in body:
+            setattr(request, name, body[name])
     return request
+
+
+def _everything_request(body: Mapping[str, Any], **others: Any) -> pb.SegmentEverythingRequest:  # noqa: ANN401 - by name
+    """Return the protobuf of an HTTP body."""
+    grids = [pb.PointGrid(xy=[part for point in grid for part in point]) for grid in body.get("point_grids", [])]
+    given = {name: value for name, value in body.items() if name != "point_grids"}
+    return pb.SegmentEverythingRequest(**given, **others, point_grids=grids)
+
+
+def _record(record: pb.Record, size: list[int]) -> dict[str, Any]:
+    bbox, crop_box = ([box.x, box.y, box.width, box.height] for box in (record.bbox, record.crop_box))
+    return {
+        "segmentation": {"size": size, "counts": record.rle_counts.decode()},
+        "area": record.area,
+        "bbox": bbox,
+        "predicted_iou": record.predicted_iou,
+        "point_coords": [[record.point_x, record.point_y]],
+        "stability_score": record.stability_score,
+        "crop_box": crop_box,
+    }
+
+
+def packed(data: bytes) -> str:
+    """Return logits as JSON carries them."""
+    return base64.b64encode(zlib.compress(data, 1)).decode()
+
+
+def unpacked(text: str) -> bytes:
+    """Undo `packed`."""
+    return zlib.decompress(base64.b64decode(text))
+
+
+def same(callers: list[Caller], call: Callable[[Caller], Any]) -> Any:  # noqa: ANN401 - whatever the call answers
+    """Make the call over both transports, check that the answers are equal, and return one."""
+    first, second = (call(caller) for caller in callers)
+    assert first == second
+    return first
 
 
 def _image(image: pb.Image) -> dict[str, Any]:
@@ -206,8 +302,14 @@ def _image(image: pb.Image) -> dict[str, Any]:
 
 
 def _mask(mask: pb.Mask, size: list[int]) -> dict[str, Any]:
-    rle = {"rle": {"size": size, "counts": mask.rle_counts.decode()}}
-    data = rle if mask.WhichOneof("data") == "rle_counts" else {"png": base64.b64encode(mask.png).decode()}
+    data: dict[str, Any] = {"logits": packed(mask.logits)} if mask.HasField("logits") else {}
+    match mask.WhichOneof("data"):
+        case "rle_counts":
+            data["rle"] = {"size": size, "counts": mask.rle_counts.decode()}
+        case "png":
+            data["png"] = base64.b64encode(mask.png).decode()
+        case "polygons":
+            data["polygons"] = [[list(ring.xy) for ring in polygon.rings] for polygon in mask.polygons.polygons]
     bbox = [mask.bbox.x, mask.bbox.y, mask.bbox.width, mask.bbox.height]
     return {**data, "score": mask.score, "stability": mask.stability, "bbox": bbox, "area": mask.area}
 
@@ -221,4 +323,6 @@ def _comparable(answer: dict[str, Any]) -> dict[str, Any]:
     for result in answer.get("results", []):
         for mask in result["masks"]:
             mask["score"] = round(mask["score"], 4)
+    for record in answer.get("records", []):
+        record["predicted_iou"] = round(record["predicted_iou"], 4)
     return {name: value for name, value in answer.items() if name != "timings_ms"}

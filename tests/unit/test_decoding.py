@@ -81,6 +81,17 @@ def test_a_large_upload_is_read_whole() -> None:
     run(scenario)
 
 
+def test_a_part_of_a_picture_is_a_picture() -> None:
+    async def scenario(pool: Pool) -> None:
+        image = await pool.decoder.decode(PICTURE, 60, (10, 5, 30, 15))
+        assert image.size == (10, 20)
+        assert image.placed.valid_size == (30, 60)
+        np.testing.assert_array_equal(image.placed.pixels[10, 5], (255, 0, 0))
+        np.testing.assert_array_equal(image.placed.pixels[10, 30], (0, 0, 255))
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("name", refused_in_a_process())
 def test_a_bomb_costs_an_error(name: str) -> None:
     async def scenario(pool: Pool) -> None:
