@@ -1,6 +1,7 @@
 """HTTP/1.1 that does not wait for ever: uvicorn's protocol with deadlines for what clients send, and a gentle close."""
 
 import asyncio
+from functools import cache
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -131,9 +132,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
             self.transport.abort()  # in the middle of an answer there is no room for another
             return
-        answer = problem(http, reason, detail, headers={"connection": "close"})
-        headers = b"".join(name + b": " + value + b"\r\n" for name, value in answer.raw_headers)
-        self.transport.write(STATUS_LINE[http] + headers + b"\r\n" + bytes(answer.body))
+        self.transport.write(_refusal(http, reason, detail))
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True  # the application learns that nobody waits
             self.cycle.message_event.set()
@@ -155,3 +154,11 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+@cache
+def _refusal(http: int, reason: str, detail: str) -> bytes:
+    """Return a whole answer, made once: slow clients come, and go, by the thousand."""
+    answer = problem(http, reason, detail, headers={"connection": "close"})
+    headers = b"".join(name + b": " + value + b"\r\n" for name, value in answer.raw_headers)
+    return STATUS_LINE[http] + headers + b"\r\n" + bytes(answer.body)
