@@ -57,6 +57,12 @@ class Metrics:
             buckets=AGE_BUCKETS_S,
             registry=registry,
         )
+        self._decode_lost = Counter(
+            "sam_decode_processes_lost",
+            "Decode processes that died over an image and were replaced, by reason: crashed, too_slow, abandoned.",
+            ["reason"],
+            registry=registry,
+        )
 
         self._redis_operations = Counter(
             "sam_redis_operations", "Operations of the second level.", ["operation", "outcome"], registry=registry
@@ -124,6 +130,10 @@ class Metrics:
         """Count one operation of the second level."""
         self._redis_operations.labels(operation.value, outcome.value).inc()
         self._redis_operation_s.labels(operation.value).observe(seconds)
+
+    def decode_process_lost(self, reason: str) -> None:
+        """Count a decode process that died over an image."""
+        self._decode_lost.labels(reason).inc()
 
     def breaker(self, state: BreakerState) -> None:
         """Take the state of the second level's breaker."""

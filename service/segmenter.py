@@ -6,8 +6,6 @@ The seam to the model is `service.backend.Backend`.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from functools import cache as memoised
-from functools import partial
 
 from service.answers import (
     EmbedResult,
@@ -28,8 +26,9 @@ from service.errors import DeadlineExceededError, DrainingError, ImageNotCachedE
 from service.everything import Crop, check_parameters
 from service.generation import Generation, Means, OnProgress
 from service.guard import Guard
-from service.image import ImageLimits, decode_image
-from service.images import Found, Images, Pixels
+from service.image import Decoder, ImageLimits
+from service.image_header import read_header
+from service.images import Found, Images
 from service.mask import Mask, check_output, chosen_candidates, masks_from_logits
 from service.model_health import ModelHealth, Observer, Unobserved
 from service.permits import Permits
@@ -45,6 +44,7 @@ class Segmenter:
     Args:
         backend: Where the model runs.
         cache: Where embeddings are kept.
+        decoder: Makes the encoder's input of an image's bytes.
         permits: Admission.
         limits: Bounds on images.
         max_deadline_s: Deadline of requests that bring none, and the cap of those that do.
@@ -58,6 +58,7 @@ class Segmenter:
         *,
         backend: Backend,
         cache: EmbeddingCache,
+        decoder: Decoder,
         permits: Permits,
         limits: ImageLimits,
         max_deadline_s: float,
@@ -74,7 +75,12 @@ class Segmenter:
         self._max_deadline_s = max_deadline_s
         self._on_done = on_done
         self._images = Images(
-            cache=cache, health=self._health, guard=self._guard, max_encode_s=max_deadline_s, secret=secret
+            cache=cache,
+            decoder=decoder,
+            health=self._health,
+            guard=self._guard,
+            max_encode_s=max_deadline_s,
+            secret=secret,
         )
 
     @property
@@ -112,9 +118,10 @@ class Segmenter:
         """
         check_image_id(ref.image_id)
         async with self._admitted(deadline_s) as watch:
+            read_header(data, self.limits)
             wanted = await self._images.wanted(ref, data, if_match)
             created = not self._cache.has(wanted.key)
-            image, level = await self._get_or_encode(wanted, partial(decode_image, data, self.limits), watch)
+            image, level = await self._get_or_encode(wanted, data, watch)
             if image.place is None:
                 raise OverloadedError("the cache has no room for another image at present; come back in a moment")
             return EmbedResult(self._images.record(image), created, level, self._done(watch, level, 0))
@@ -145,9 +152,10 @@ class Segmenter:
         if ref.image_id:
             check_image_id(ref.image_id)
         async with self._admitted(deadline_s) as watch:
+            read_header(data, self.limits)
             wanted = await self._images.wanted(ref, data, request.if_match)
             for _ in range(2):
-                image, level = await self._get_or_encode(wanted, partial(decode_image, data, self.limits), watch)
+                image, level = await self._get_or_encode(wanted, data, watch)
                 with suppress(ImageNotCachedError):  # recycled during the decode: the bytes are here, so once more
                     return await self._answer(image, level, request, watch)
         raise OverloadedError("the cache cannot keep the image for as long as an answer takes; come back in a moment")
@@ -189,14 +197,12 @@ class Segmenter:
                 check_match(found[0], request.if_match)
                 watch.lap("queue")
                 return await self._generate(ref.tenant, found, request, None, watch, on_progress)
+            read_header(data, self.limits)
             wanted = await self._images.wanted(ref, data, request.if_match)
-            pixels: Pixels = partial(decode_image, data, self.limits)
-            if request.parameters.crop_n_layers:
-                pixels = memoised(pixels)  # decoded once, however many crops are cut
             for _ in range(2):
-                found = await self._get_or_encode(wanted, pixels, watch)
+                found = await self._get_or_encode(wanted, data, watch)
                 with suppress(ImageNotCachedError):  # as in `segment_bytes`
-                    return await self._generate(ref.tenant, found, request, pixels, watch, on_progress)
+                    return await self._generate(ref.tenant, found, request, data, watch, on_progress)
         raise OverloadedError("the cache cannot keep the image for as long as an answer takes; come back in a moment")
 
     @asynccontextmanager
@@ -212,8 +218,8 @@ class Segmenter:
         except TimeoutError as error:
             raise DeadlineExceededError(f"no answer within the deadline of {watch.deadline_s:g} s") from error
 
-    async def _get_or_encode(self, wanted: Wanted, pixels: Pixels, watch: Stopwatch) -> Found:
-        found = await self._images.get_or_encode(wanted, pixels)
+    async def _get_or_encode(self, wanted: Wanted, data: bytes, watch: Stopwatch) -> Found:
+        found = await self._images.get_or_encode(wanted, data)
         watch.lap("encode")
         return found
 
@@ -251,7 +257,7 @@ class Segmenter:
         tenant: str,
         found: Found,
         request: EverythingRequest,
-        pixels: Pixels | None,
+        data: bytes | None,
         watch: Stopwatch,
         on_progress: OnProgress,
     ) -> EverythingResult:
@@ -261,7 +267,7 @@ class Segmenter:
         async def find_crop(crop: Crop) -> CachedImage:
             if crop.layer == 0:
                 return whole
-            image, found_at = await self._images.crop(tenant, whole, crop, pixels)
+            image, found_at = await self._images.crop(tenant, whole, crop, data)
             levels.add(found_at)
             watch.lap("encode")
             return image

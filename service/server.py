@@ -15,13 +15,15 @@ from service.auth import Authoriser, parse_api_keys
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
 from service.cache.redis import RedisLevel
+from service.decoding import DecodePool
 from service.errors import SegmentError
-from service.image import ImageLimits, trust_own_limits
+from service.image import ImageLimits
 from service.metrics import Metrics
 from service.observer import Observer
 from service.permits import Permits
 from service.ports import bound_socket
 from service.rest.app import create_app
+from service.rest.protocol import DeadlineProtocol
 from service.rpc.server import RpcServer
 from service.segmenter import Segmenter
 from service.settings import Settings
@@ -35,6 +37,7 @@ LATE_WRITE_S = 30.0  # how long after its deadline Triton could still write the 
 MAX_LEASE_S = 5.0
 REDIS_TTL_S = 86400.0  # in the second level, when SAM_CACHE_TTL_S sets none: Redis must be able to forget
 RENEW_EVERY_S = 2.0
+KEEP_ALIVE_S = 75  # longer than clients and balancers keep a connection, so that they do not send into one that closes
 PROBE_TIMEOUT_S = 10.0
 FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, that there is none
 PROBE_EVERY_S = 0.3  # a model that dies is found within 2 s, the second that Triton takes to give it up included
@@ -66,15 +69,17 @@ async def serve(
     stop, ready = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    trust_own_limits()
     metrics = Metrics(CollectorRegistry())
     async with AsyncExitStack() as stack:
         backend = await stack.enter_async_context(_connected(settings))
         store = await stack.enter_async_context(_second_level(settings, metrics))
         cache = _cache(settings, metrics, store)
         stack.callback(cache.close)
+        limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        decoder = DecodePool(settings.decode_processes, limits, metrics.decode_process_lost)
+        await stack.enter_async_context(decoder.running())
         observer = Observer(metrics, await stack.enter_async_context(tracer_from_environment()))
-        segmenter = _segmenter(settings, backend, cache, metrics, observer)
+        segmenter = _segmenter(settings, backend, cache, decoder, metrics, observer)
         authoriser = _authoriser(settings)
         tls = tls_files(settings)
         rpc = _rpc_server(settings, segmenter, authoriser, observer, tls)
@@ -140,13 +145,19 @@ def _cache(settings: Settings, metrics: Metrics, store: RedisLevel | None) -> Em
 
 
 def _segmenter(
-    settings: Settings, backend: TritonBackend, cache: EmbeddingCache, metrics: Metrics, observer: Observer
+    settings: Settings,
+    backend: TritonBackend,
+    cache: EmbeddingCache,
+    decoder: DecodePool,
+    metrics: Metrics,
+    observer: Observer,
 ) -> Segmenter:
     return Segmenter(
         backend=backend,
         cache=cache,
+        decoder=decoder,
         permits=Permits(settings.max_concurrency),
-        limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
+        limits=decoder.limits,
         max_deadline_s=settings.default_deadline_s,
         secret=settings.cache_secret.get_secret_value().encode(),
         on_done=observer.answered,
@@ -164,12 +175,13 @@ def _authoriser(settings: Settings) -> Authoriser:
 def _http_server(app: FastAPI, drain_s: float, tls: TlsFiles | None) -> _HttpServer:
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=DeadlineProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(drain_s)),
         ssl_context_factory=(lambda *_: tls.ssl_context()) if tls else None,
     )

@@ -25,8 +25,16 @@ def usable_cpus(quota: str = "max") -> int:
 
 def default_workers() -> int:
     """Return one worker per core but one, at least two: while one that died is replaced, the other goes on."""
-    quota = CPU_QUOTA.read_text() if CPU_QUOTA.exists() else "max"
-    return min(MAX_DEFAULT_WORKERS, max(MIN_DEFAULT_WORKERS, usable_cpus(quota) - 1))
+    return min(MAX_DEFAULT_WORKERS, max(MIN_DEFAULT_WORKERS, usable_cpus(_cpu_quota()) - 1))
+
+
+def default_decode_processes(workers: int) -> int:
+    """Return how many decode processes each worker needs for all cores to be able to decode."""
+    return -(-usable_cpus(_cpu_quota()) // workers)
+
+
+def _cpu_quota() -> str:
+    return CPU_QUOTA.read_text() if CPU_QUOTA.exists() else "max"
 
 
 class Settings(BaseSettings):
@@ -131,6 +139,13 @@ class Settings(BaseSettings):
         default=64_000_000,
         ge=1,
         description="Images with more pixels are refused before decoding: a small file can hold many.",
+    )
+    decode_processes: int = Field(
+        default_factory=lambda data: default_decode_processes(data["workers"]),
+        ge=1,
+        le=64,
+        description="Processes of each worker that decode images, one at a time each; by default as many as give each "
+        "core one. More when uploads of large photographs wait for each other; 9 MB each, and the picture's own.",
     )
     default_deadline_s: float = Field(
         default=30.0,

@@ -1,6 +1,7 @@
-"""A `Backend` that costs nothing and can be told to wait or to fail."""
+"""A `Backend` that costs nothing and can be told to wait or to fail; a `Decoder` without processes."""
 
 import asyncio
+import io
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from service.cache.arena import Region
 from service.cache.contract import Embedding
 from service.cache.index import EvictionReason
 from service.errors import DeadlineExceededError, SegmentError
-from service.image import EncoderInput
+from service.image import Box, DecodedImage, EncoderInput, ImageLimits, valid_size_of
+from service.picture import letterboxed, rgb_from_file
 from service.prompt import PromptBatch
 from service.tensors import DECODER_MODEL, EMBEDDING, LABEL_PADDING, MASKS_PER_PROMPT, Geometry
 
@@ -84,6 +86,17 @@ class FakeBackend:
     def _fail(self) -> None:
         if self.error is not None:
             raise self.error
+
+
+class DecoderInProcess:
+    """Decodes as a decode process does, without one."""
+
+    async def decode(self, data: bytes, input_size: int, box: Box | None = None) -> DecodedImage:
+        picture = rgb_from_file(io.BytesIO(data), ImageLimits(1_000_000, 1_000_000))
+        picture = picture.crop(box) if box else picture
+        size = (picture.height, picture.width)
+        pixels = np.asarray(letterboxed(picture, input_size))
+        return DecodedImage(size, EncoderInput(pixels, valid_size_of(size, input_size)))
 
 
 def no_header() -> None:

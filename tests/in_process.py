@@ -18,7 +18,7 @@ from service.rest.app import create_app
 from service.rpc.server import RpcServer
 from service.segmenter import Segmenter
 from tests.arenas import arena_name
-from tests.fakes import FakeBackend
+from tests.fakes import DecoderInProcess, FakeBackend
 from tests.running import free_ports
 
 
@@ -32,6 +32,7 @@ async def serving(backend: FakeBackend, authoriser: Authoriser) -> AsyncIterator
         segmenter = Segmenter(
             backend=backend,
             cache=cache,
+            decoder=DecoderInProcess(),
             permits=Permits(1),
             limits=ImageLimits(1_000_000, 1_000_000),
             max_deadline_s=5,

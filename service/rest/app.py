@@ -22,6 +22,7 @@ from service.metrics import CANCELLED, OK
 from service.observer import Observer
 from service.prompt import MAX_MASK_INPUTS
 from service.rest.page import page
+from service.rest.presence import ClientPresence
 from service.rest.problems import problem, problem_from_error, problem_from_validation
 from service.rest.routes import health, router
 from service.rest.schemas import Problem
@@ -65,6 +66,7 @@ def create_app(segmenter: Segmenter, authoriser: Authoriser, observer: Observer)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_error)
     app.add_middleware(RequestObserver, observer=observer, max_image_bytes=segmenter.limits.max_bytes)
+    app.add_middleware(ClientPresence)  # around the other, which counts those that it ends
     _document_problems(app)
     return app
 

@@ -20,6 +20,20 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SegmentAnything"].full_name
 MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 REFUSED_IMAGE_FACTOR = 2  # what is larger, gRPC refuses itself: RESOURCE_EXHAUSTED, without our reason
 
+# What one connection may ask of the server, in C-core's own words (grpc/impl/channel_arg_names.h).
+CONNECTION_LIMITS = [
+    ("grpc.max_concurrent_streams", 256),  # more than a worker lets in at once: who is over it hears so, and waits not
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 32 * 1024),
+    # Clients may look whether the connection lives, also between calls; three times too often, and it is closed.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    # And the server looks whether silent clients are still there: calls of theirs are work for nobody.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+
 
 class RpcServer:
     """gRPC on `host`:`port`, shared with other workers; `set_ready` is what health checks tell.
@@ -50,6 +64,7 @@ class RpcServer:
         self._server: Any = grpc.aio.server(
             interceptors=[RequestObserver(authoriser, observer)],
             options=[
+                *CONNECTION_LIMITS,
                 ("grpc.so_reuseport", 1),  # the supervisor has made sure that only workers share the port
                 ("grpc.max_connection_age_ms", round(1000 * connection_age_s)),
                 ("grpc.max_connection_age_grace_ms", round(1000 * connection_grace_s)),

@@ -45,12 +45,12 @@ def test_a_frozen_triton_costs_deadlines_then_refusals_and_recovers_by_itself(ca
             caller.close()
 
 
-def test_without_triton_the_gateway_lives_is_not_ready_and_says_why() -> None:
+def test_without_triton_the_gateway_lives_is_not_ready_and_says_why(cat: bytes) -> None:
     with RunningService.launch(embedded=False, SAM_LOG_LEVEL="error") as service:
         service.wait_for("/healthz", 200)
         assert httpx.get(f"{service.url}/readyz").json() == {"status": "model_unavailable"}
         for caller in (RestCaller(service.url), GrpcCaller(service.grpc_address)):
-            failure = caller.embed("a", b"any")
+            failure = caller.embed("a", cat)
             caller.close()
             assert isinstance(failure, Failure)
             assert (failure.reason, failure.retry) == ("model_unavailable", True)
