@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from service.admission.contract import Lane
+from service.admission.permits import Permits
+from service.admission.rates import Rates
 from service.answers import EmbedResult, IfMatch, ImageRecord, ImageRef, Model, SegmentRequest, SegmentResult, Timings
 from service.backend import Backend
 from service.cache.contract import CachedImage, CacheLevel, Embedding, Prepared, Wanted
@@ -25,7 +28,6 @@ from service.errors import (
 )
 from service.image import EncoderInput, ImageLimits, decode_image, digest_of, letterbox
 from service.mask import Frame, Mask, chosen_candidates, masks_from_logits
-from service.permits import Permits
 from service.preconditions import check_image_id, check_match, not_cached
 from service.prompt import Point, Prompt, batches_from_prompts, check_prompts
 from service.stopwatch import Stopwatch
@@ -42,7 +44,8 @@ class Segmenter:
     Args:
         backend: Where the model runs.
         cache: Where embeddings are kept.
-        permits: Admission.
+        permits: How many may be at work.
+        rates: How often each tenant may ask; None: as often as it likes.
         limits: Bounds on images.
         max_deadline_s: Deadline of requests that bring none, and the cap of those that do.
         secret: Of the cache's keys, up to 64 bytes; those who share a second level share it.
@@ -59,12 +62,14 @@ class Segmenter:
         max_deadline_s: float,
         secret: bytes,
         on_done: Callable[[Timings], None],
+        rates: Rates | None = None,
     ) -> None:
         self.limits = limits
+        self.permits = permits
         self.draining = False
         self._backend = backend
         self._cache = cache
-        self._permits = permits
+        self._rates = rates
         self._max_deadline_s = max_deadline_s
         self._on_done = on_done
         self._secret = secret
@@ -119,6 +124,12 @@ class Segmenter:
             raise ModelUnavailableError("the model answers a canary with values that are not finite")
         self._model = model
 
+    async def adapt(self, timeout_s: float) -> None:
+        """Let in as many at once as keep the model's queue short; without word of it, as many as before."""
+        with suppress(SegmentError):
+            self.permits.adapt(await self._backend.spent(timeout_s))
+        self.permits.tell()
+
     async def embed(
         self, ref: ImageRef, data: bytes, deadline_s: float | None = None, *, if_match: IfMatch = None
     ) -> EmbedResult:
@@ -130,7 +141,7 @@ class Segmenter:
             SegmentError: any of its kinds but `InvalidPromptError`.
         """
         check_image_id(ref.image_id)
-        async with self._admitted(deadline_s) as watch:
+        async with self._admitted(Lane.ENCODE, ref, deadline_s) as watch:
             wanted = await self._wanted(ref, data, if_match)
             created = not self._cache.has(wanted.key)
             image, level = await self._get_or_encode(wanted, data, watch)
@@ -145,7 +156,7 @@ class Segmenter:
             SegmentError: any of its kinds but those about image bytes.
         """
         check_image_id(ref.image_id)
-        async with self._admitted(deadline_s) as watch:
+        async with self._admitted(Lane.PROMPT, ref, deadline_s) as watch:
             image, level = await self._find(ref)
             check_match(image, request.if_match)
             watch.lap("queue")
@@ -163,7 +174,7 @@ class Segmenter:
         """
         if ref.image_id:
             check_image_id(ref.image_id)
-        async with self._admitted(deadline_s) as watch:
+        async with self._admitted(Lane.ENCODE, ref, deadline_s) as watch:
             wanted = await self._wanted(ref, data, request.if_match)
             for _ in range(2):
                 image, level = await self._get_or_encode(wanted, data, watch)
@@ -174,28 +185,35 @@ class Segmenter:
     async def image(self, ref: ImageRef) -> ImageRecord:
         """Return what is known of a cached image."""
         check_image_id(ref.image_id)
+        self._count(ref)
         return self._record((await self._find(ref))[0])
 
     async def delete(self, ref: ImageRef, *, if_match: IfMatch = None) -> None:
         """Forget an image."""
         check_image_id(ref.image_id)
+        self._count(ref)
         if if_match is not None:
             check_match((await self._find(ref))[0], if_match)
         if not await self._cache.delete(self._key(ref)):
             raise not_cached()
 
     @asynccontextmanager
-    async def _admitted(self, deadline_s: float | None) -> AsyncIterator[Stopwatch]:
+    async def _admitted(self, lane: Lane, ref: ImageRef, deadline_s: float | None) -> AsyncIterator[Stopwatch]:
         """Take a permit and run the block under its deadline."""
         if self.draining:
             raise DrainingError("the server is shutting down; send the request again, elsewhere or in a moment")
+        self._count(ref)
         watch = Stopwatch(min(deadline_s or self._max_deadline_s, self._max_deadline_s))
         try:
-            async with asyncio.timeout(watch.deadline_s), self._permits.hold():
+            async with asyncio.timeout(watch.deadline_s), self.permits.hold(lane, ref.tenant, watch.deadline_s):
                 watch.lap("queue")
                 yield watch
         except TimeoutError as error:
             raise DeadlineExceededError(f"no answer within the deadline of {watch.deadline_s:g} s") from error
+
+    def _count(self, ref: ImageRef) -> None:
+        if self._rates is not None:
+            self._rates.take(ref.tenant)
 
     async def _find(self, ref: ImageRef) -> tuple[CachedImage, CacheLevel]:
         found = await self._cache.find(Wanted(self._key(ref), ref.tenant, ref.image_id))

@@ -11,6 +11,8 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from service.admission.permits import Permits
+from service.admission.rates import Rates
 from service.auth import Authoriser, parse_api_keys
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
@@ -18,7 +20,6 @@ from service.cache.redis import RedisLevel
 from service.errors import SegmentError
 from service.image import ImageLimits, trust_own_limits
 from service.metrics import Metrics
-from service.permits import Permits
 from service.ports import bound_socket
 from service.rest.app import create_app
 from service.rpc.server import RpcServer
@@ -32,6 +33,8 @@ LATE_WRITE_S = 30.0  # how long after its deadline Triton could still write the 
 MAX_LEASE_S = 5.0
 REDIS_TTL_S = 86400.0  # in the second level, when SAM_CACHE_TTL_S sets none: Redis must be able to forget
 RENEW_EVERY_S = 2.0
+ADAPT_EVERY_S = 0.25
+ADAPT_TIMEOUT_S = 1.0
 PROBE_TIMEOUT_S = 10.0
 FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, that there is none
 PROBE_EVERY_S = 2.0
@@ -47,11 +50,14 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-async def serve(settings: Settings, *, on_ready: Callable[[], None], open_when_ready: bool = False) -> None:
+async def serve(
+    settings: Settings, *, on_ready: Callable[[], None], open_when_ready: bool = False, rates_fd: int | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `on_ready` is called once, when the first canary came through.
 
     HTTP and gRPC share their ports with other workers; that nobody else has them is the supervisor's business. With
-    `open_when_ready` this worker takes no connections before it can answer: others do meanwhile.
+    `open_when_ready` this worker takes no connections before it can answer: others do meanwhile. `rates_fd` is where it
+    shares the tenants' rate limits with them.
 
     Raises:
         StartError: a port is taken, or there is no room for the cache.
@@ -66,14 +72,16 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None], open_when_r
         store = await stack.enter_async_context(_second_level(settings, metrics))
         cache = _cache(settings, metrics, store)
         stack.callback(cache.close)
-        segmenter = _segmenter(settings, backend, cache, metrics)
         authoriser = _authoriser(settings)
+        rates = _rates(settings, authoriser, metrics, rates_fd)
+        segmenter = _segmenter(settings, backend, cache, metrics, rates)
         rpc = _rpc_server(settings, segmenter, authoriser, metrics)
         http = _http_server(create_app(segmenter, authoriser, metrics), settings.drain_s)
         http_socket = stack.enter_context(
             bound_socket(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT", reuse_port=True)
         )
         await stack.enter_async_context(_in_background(_keep_renewing(cache)))
+        await stack.enter_async_context(_in_background(_keep_adapting(segmenter)))
         probing = await stack.enter_async_context(_in_background(_keep_probing(segmenter, rpc, ready)))
         await _first_of(stop, ready, failing=probing, timeout_s=None if open_when_ready else FIRST_CANARY_S)
         await stack.enter_async_context(_serving_requests(segmenter, http, http_socket, rpc, settings.drain_s))
@@ -127,11 +135,30 @@ def _cache(settings: Settings, metrics: Metrics, store: RedisLevel | None) -> Em
     )
 
 
-def _segmenter(settings: Settings, backend: TritonBackend, cache: EmbeddingCache, metrics: Metrics) -> Segmenter:
+def _rates(settings: Settings, authoriser: Authoriser, metrics: Metrics, rates_fd: int | None) -> Rates:
+    return Rates(
+        authoriser.tenants,
+        rate=settings.tenant_rate,
+        burst=settings.tenant_burst,
+        buckets_fd=rates_fd,
+        observer=metrics,
+    )
+
+
+def _segmenter(
+    settings: Settings, backend: TritonBackend, cache: EmbeddingCache, metrics: Metrics, rates: Rates
+) -> Segmenter:
+    permits = Permits(
+        settings.max_concurrency,
+        max_wait_s=settings.max_wait_s,
+        max_bytes=settings.max_bytes_in_flight,
+        observer=metrics,
+    )
     return Segmenter(
         backend=backend,
         cache=cache,
-        permits=Permits(settings.max_concurrency),
+        permits=permits,
+        rates=rates,
         limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
         max_deadline_s=settings.default_deadline_s,
         secret=settings.cache_secret.get_secret_value().encode(),
@@ -213,6 +240,13 @@ async def _keep_probing(segmenter: Segmenter, rpc: RpcServer, ready: asyncio.Eve
             ready.set()
             log.info("model.ready %s", segmenter.model.identity)
         await asyncio.sleep(PROBE_EVERY_S if was_ready else PROBE_EVERY_UNREADY_S)
+
+
+async def _keep_adapting(segmenter: Segmenter) -> None:
+    """Follow the model's queue, and tell how full the service is."""
+    while True:
+        await asyncio.sleep(ADAPT_EVERY_S)
+        await segmenter.adapt(ADAPT_TIMEOUT_S)
 
 
 async def _keep_renewing(cache: EmbeddingCache) -> None:

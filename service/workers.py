@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
+from service.admission.rates import shared_buckets
+from service.auth import Authoriser, parse_api_keys
 from service.cache.files import discard_arenas
 from service.errors import StartError
 from service.exposition import (
@@ -52,7 +54,9 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
         stack.enter_context(reserved_port(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT"))
         stack.enter_context(reserved_port(settings.host, settings.grpc_port, "gRPC", "SAM_GRPC_PORT"))
         folder = stack.enter_context(metrics_folder())
-        workers = Workers(settings.workers, folder, on_ready)
+        tenants = Authoriser(parse_api_keys(settings.api_keys.get_secret_value())).tenants
+        rates_fd = stack.enter_context(shared_buckets(len(tenants)))
+        workers = Workers(settings.workers, folder, rates_fd, on_ready)
         collectors = (WorkerProcesses(workers.pids, workers.restarts), CacheUsage(settings.arena_name))
         stack.enter_context(serving_metrics(settings.host, settings.metrics_port, folder, *collectors))
         triton = await stack.enter_async_context(_local_triton(settings)) if embedded else None
@@ -83,11 +87,15 @@ class Worker:
 
 
 class Workers:
-    """`count` worker processes. They keep their metrics in `folder`; `on_ready` is called when the first is ready."""
+    """`count` worker processes.
 
-    def __init__(self, count: int, folder: Path, on_ready: Callable[[], None]) -> None:
+    They keep their metrics in `folder` and tenants' rates in `rates_fd`; `on_ready` is called when the first is ready.
+    """
+
+    def __init__(self, count: int, folder: Path, rates_fd: int, on_ready: Callable[[], None]) -> None:
         self._workers = [Worker(index) for index in range(count)]
         self._folder = folder
+        self._rates_fd = rates_fd
         self._on_ready = on_ready
         self._one_was_ready = asyncio.Event()
         self._reader, self._writer = -1, -1
@@ -181,11 +189,12 @@ class Workers:
         return any(each.ready for each in self._workers)
 
     async def _spawn(self, index: int, *options: str) -> asyncio.subprocess.Process:
+        numbers = map(str, (index, os.getpid(), self._writer, self._rates_fd))
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "service.worker", str(index), str(os.getpid()), str(self._writer), *options),
+            *(sys.executable, "-m", "service.worker", *numbers, *options),
             env={**os.environ, FOLDER_VARIABLE: str(self._folder)},
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=[self._writer],
+            pass_fds=[self._writer, self._rates_fd],
             start_new_session=True,  # a Ctrl-C is for the supervisor, which drains all workers
         )
 

@@ -4,6 +4,7 @@ import asyncio
 
 import numpy as np
 
+from service.admission.contract import Lane, Spent
 from service.answers import Model
 from service.backend import DecoderOutput
 from service.cache.answer_slots import AnswerSlots
@@ -46,6 +47,10 @@ class FakeBackend:
     async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:  # noqa: ARG002
         self._fail()
         self.region = region
+
+    async def spent(self, timeout_s: float) -> dict[Lane, Spent]:  # noqa: ARG002
+        self._fail()
+        return {}
 
     async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:  # noqa: ARG002
         self.encodes += 1

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.admission.permits import Permits
 from service.auth import Authoriser
 from service.errors import InvalidPromptError, SegmentError
 from service.image import too_many_bytes
@@ -50,7 +51,9 @@ def create_app(segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics) -
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_error)
-    app.add_middleware(RequestObserver, metrics=metrics, max_image_bytes=segmenter.limits.max_bytes)
+    app.add_middleware(
+        RequestObserver, metrics=metrics, permits=segmenter.permits, max_image_bytes=segmenter.limits.max_bytes
+    )
     _document_problems(app)
     return app
 
@@ -58,9 +61,10 @@ def create_app(segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics) -
 class RequestObserver:
     """Bounds each request's body while it arrives, and counts each answer by route and outcome."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_image_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, permits: Permits, max_image_bytes: int) -> None:
         self._app = app
         self._metrics = metrics
+        self._permits = permits
         self._max_image_bytes = max_image_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,16 +73,21 @@ class RequestObserver:
             await self._app(scope, receive, send)
             return
         start_s, status, received = monotonic(), 500, 0
-        is_json = _is_json(Headers(scope=scope).get("content-type", ""))
+        headers = Headers(scope=scope)
+        is_json = _is_json(headers.get("content-type", ""))
+        max_bytes = self._max_image_bytes + MULTIPART_OVERHEAD_BYTES
+        announced = min(int(headers.get("content-length", 0)), max_bytes)
 
         async def bounded_receive() -> Message:
             nonlocal received
+            grow_body_to(announced)
             message = await receive()
             received += len(message.get("body", b""))
             if is_json and received > MAX_JSON_BYTES:
                 raise InvalidPromptError(f"the body has more than {MAX_JSON_BYTES} bytes", field="body")
-            if received > self._max_image_bytes + MULTIPART_OVERHEAD_BYTES:
+            if received > max_bytes:
                 raise too_many_bytes(self._max_image_bytes)
+            grow_body_to(received)
             return message
 
         async def noting_send(message: Message) -> None:
@@ -88,7 +97,8 @@ class RequestObserver:
             await send(message)
 
         try:
-            await self._app(scope, bounded_receive, noting_send)
+            with self._permits.body() as grow_body_to:
+                await self._app(scope, bounded_receive, noting_send)
         except BaseException as error:  # unknown errors are answered, and logged, further out
             scope[OUTCOME] = CANCELLED if isinstance(error, asyncio.CancelledError) else status_of(error).reason
             raise

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, File, Form, Header, Path, Request, Respo
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
+from service.admission.contract import Lane
 from service.answers import ANY_DIGEST, IfMatch, ImageRef
 from service.errors import InvalidImageIdError, InvalidPromptError
 from service.image import too_many_bytes
@@ -121,7 +122,7 @@ async def put_image(
     ref: Ref, request: Request, response: Response, core: Core, deadline_s: Deadline, if_match: Condition
 ) -> schemas.EmbedAnswer:
     """Encode the body and keep its embedding, so that every further prompt skips the encoder."""
-    result = await core.embed(ref, await _body(request, core.limits.max_bytes), deadline_s, if_match=if_match)
+    result = await core.embed(ref, await _body(request, core, ref), deadline_s, if_match=if_match)
     response.status_code = 201 if result.created else 200
     response.headers["etag"] = f'"{result.image.digest}"'
     return schemas.EmbedAnswer(
@@ -202,8 +203,10 @@ async def index() -> RedirectResponse:
     return RedirectResponse("docs")
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
-    """Return the body, refused as soon as it announces or shows more than `max_bytes`."""
+async def _body(request: Request, core: Segmenter, ref: ImageRef) -> bytes:
+    """Return the body, refused as soon as it announces or shows too many bytes, or if it would be anyway."""
+    max_bytes = core.limits.max_bytes
+    core.permits.check_room(Lane.ENCODE, ref.tenant)
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise too_many_bytes(max_bytes)
     chunks, received = [], 0

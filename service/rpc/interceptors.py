@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any
@@ -11,11 +12,12 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from service.admission.permits import Permits
 from service.errors import SegmentError
 from service.logs import log_failure
 from service.metrics import CANCELLED, OK, Metrics
 from service.rpc.wire import message_from_bytes
-from service.status import message_of, status_of
+from service.status import message_of, retry_after_s_of, status_of
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +44,11 @@ def status_from_error(error: BaseException) -> grpc.Status:
     rich = status_pb2.Status(code=status.grpc.value[0], message=message)
     rich.details.add().Pack(info)
     trailers: list[tuple[str, str | bytes]] = []
-    if status.retry_after_s is not None:
-        wait_ms = round(1000 * status.retry_after_s)
-        rich.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=Duration(nanos=0, seconds=wait_ms // 1000)))
+    retry_after_s = retry_after_s_of(error)
+    if retry_after_s is not None:
+        wait_ms = math.ceil(1000 * retry_after_s)
+        delay = Duration(seconds=wait_ms // 1000, nanos=wait_ms % 1000 * 1_000_000)
+        rich.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
         trailers.append(("grpc-retry-pushback-ms", str(wait_ms)))
     trailers.append(("grpc-status-details-bin", rich.SerializeToString()))
     return _Status(status.grpc, message, tuple(trailers))
@@ -53,8 +57,9 @@ def status_from_error(error: BaseException) -> grpc.Status:
 class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc has no types
     """Turns errors into statuses and counts each call by method and outcome."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, permits: Permits) -> None:
         self._metrics = metrics
+        self._permits = permits
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -74,8 +79,10 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
         async def observed(data: bytes, context: grpc.aio.ServicerContext) -> Message:
             start_s, outcome = monotonic(), OK
             try:
-                request = message_from_bytes(data, handler.request_deserializer)
-                answer: Message = await handler.unary_unary(request, context)
+                with self._permits.body() as grow_body_to:
+                    grow_body_to(len(data))
+                    request = message_from_bytes(data, handler.request_deserializer)
+                    answer: Message = await handler.unary_unary(request, context)
                 return answer  # noqa: TRY300 - what is below is for failures
             except asyncio.CancelledError:
                 outcome = CANCELLED

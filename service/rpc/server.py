@@ -44,7 +44,7 @@ class RpcServer:
         self._ready = False
         self._health = HealthServicer()
         self._server: Any = grpc.aio.server(
-            interceptors=[RequestObserver(metrics)],
+            interceptors=[RequestObserver(metrics, segmenter.permits)],
             options=[
                 ("grpc.so_reuseport", 1),  # the supervisor has made sure that only workers share the port
                 ("grpc.max_connection_age_ms", round(1000 * connection_age_s)),

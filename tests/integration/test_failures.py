@@ -11,12 +11,12 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.admission.permits import Permits
 from service.auth import Authoriser
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
 from service.image import ImageLimits
 from service.metrics import Metrics
-from service.permits import Permits
 from service.rest.app import create_app
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
@@ -41,7 +41,7 @@ def test_a_frozen_triton_costs_deadlines_then_refusals_and_recovers_by_itself(ca
                 late = [pool.submit(caller.embed, "late", cat + bytes(n), 3.0) for n, caller in enumerate(callers)]
                 time.sleep(0.5)
                 for probing in (RestCaller(service.url), GrpcCaller(service.grpc_address)):
-                    refused = probing.segment("cat", CLICK)
+                    refused = probing.embed("one-more", cat)
                     probing.close()
                     assert isinstance(refused, Failure)
                     assert (refused.reason, refused.retry) == ("overloaded", True)
