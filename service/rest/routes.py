@@ -33,13 +33,13 @@ BINARY_BODY = {
 }
 
 
-def segmenter_of(request: Request) -> Segmenter:
+async def segmenter_of(request: Request) -> Segmenter:
     """Return the core this app was made for."""
     segmenter: Segmenter = request.app.state.segmenter
     return segmenter
 
 
-def tenant_of(
+async def tenant_of(
     request: Request,
     authorization: Annotated[str | None, Header(description="`Bearer <key>`, where the server asks for keys.")] = None,
 ) -> str:
@@ -51,7 +51,7 @@ def tenant_of(
 Tenant = Annotated[str, Depends(tenant_of)]
 
 
-def image_ref_of(
+async def image_ref_of(
     tenant: Tenant,
     image_id: Annotated[str, Path(description="Your name for the image: A-Z a-z 0-9 . _ : @ = + -, at most 128.")],
     x_image_id: Annotated[
@@ -64,7 +64,7 @@ def image_ref_of(
     return ImageRef(tenant, image_id)
 
 
-def upload_ref_of(
+async def upload_ref_of(
     tenant: Tenant,
     x_image_id: Annotated[str, Header(description="Cache under this id; else under the content digest.")] = "",
 ) -> ImageRef:
@@ -72,7 +72,7 @@ def upload_ref_of(
     return ImageRef(tenant, x_image_id)
 
 
-def deadline_of(
+async def deadline_of(
     x_request_timeout: Annotated[
         str | None, Header(description="Seconds this request may take; capped by the server's own deadline.")
     ] = None,
@@ -87,7 +87,7 @@ def deadline_of(
     return deadline_s
 
 
-def if_match_of(
+async def if_match_of(
     if_match: Annotated[
         list[str] | None,
         Header(description="Do it only if the cached image has one of these ETags; `*`: only if there is one."),
