@@ -66,7 +66,8 @@ class Segmenter:
     ) -> None:
         self.limits = limits
         self.permits = permits
-        self.draining = False
+        self.retiring = False  # says that it is not ready, and serves on
+        self.draining = False  # takes no new work
         self._backend = backend
         self._cache = cache
         self._rates = rates
@@ -80,7 +81,7 @@ class Segmenter:
     @property
     def ready(self) -> bool:
         """Whether the last canary came through and new requests are taken."""
-        return self._ready and not self.draining
+        return self._ready and not self.retiring and not self.draining
 
     @property
     def model(self) -> Model:

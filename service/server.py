@@ -84,7 +84,7 @@ async def serve(
         await stack.enter_async_context(_in_background(_keep_adapting(segmenter)))
         probing = await stack.enter_async_context(_in_background(_keep_probing(segmenter, rpc, ready)))
         await _first_of(stop, ready, failing=probing, timeout_s=None if open_when_ready else FIRST_CANARY_S)
-        await stack.enter_async_context(_serving_requests(segmenter, http, http_socket, rpc, settings.drain_s))
+        await stack.enter_async_context(_serving_requests(segmenter, http, http_socket, rpc, settings))
         await _first_of(stop, ready, failing=probing)
         if ready.is_set():
             on_ready()
@@ -198,19 +198,21 @@ async def _connected(settings: Settings) -> AsyncIterator[TritonBackend]:
 
 @asynccontextmanager
 async def _serving_requests(
-    segmenter: Segmenter, http: _HttpServer, http_socket: socket.socket, rpc: RpcServer, drain_s: float
+    segmenter: Segmenter, http: _HttpServer, http_socket: socket.socket, rpc: RpcServer, settings: Settings
 ) -> AsyncIterator[None]:
-    """Serve HTTP and gRPC during the block; then take no new work and let what is under way finish."""
+    """Serve HTTP and gRPC during the block; then retire, take no new work and let what is under way finish."""
     serving = asyncio.create_task(http.serve(sockets=[http_socket]))
     await rpc.start()
     try:
         yield
     finally:
         log.info("server.draining")
-        segmenter.draining = True
+        segmenter.retiring = True
         await rpc.set_ready(ready=False)
+        await asyncio.sleep(settings.drain_delay_s)
+        segmenter.draining = True
         http.should_exit = True
-        await asyncio.gather(rpc.stop(drain_s), serving)
+        await asyncio.gather(rpc.stop(settings.drain_s), serving)
 
 
 @asynccontextmanager

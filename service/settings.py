@@ -142,10 +142,16 @@ class Settings(BaseSettings):
     tenant_burst: int = Field(
         default=20, ge=1, description="With SAM_TENANT_RATE: requests that a tenant may make at once after a pause."
     )
+    drain_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="After SIGTERM, how long to go on serving while saying that one is not ready, so that balancers look "
+        "elsewhere before connections are refused. As long as yours take to notice; 5 in Kubernetes.",
+    )
     drain_s: float = Field(
         default=20.0,
         ge=0,
-        description="After SIGTERM, how long requests under way may finish. Stay under the pod's grace.",
+        description="After that, how long requests under way may finish. Keep the sum under the pod's grace.",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Verbosity of the log.")

@@ -60,7 +60,9 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
         collectors = (WorkerProcesses(workers.pids, workers.restarts), CacheUsage(settings.arena_name))
         stack.enter_context(serving_metrics(settings.host, settings.metrics_port, folder, *collectors))
         triton = await stack.enter_async_context(_local_triton(settings)) if embedded else None
-        running = await stack.enter_async_context(workers.running(settings.drain_s + STOP_MARGIN_S))
+        running = await stack.enter_async_context(
+            workers.running(settings.drain_delay_s + settings.drain_s + STOP_MARGIN_S)
+        )
         await _first_of(stop.wait(), running, _until_ended(triton) if triton else None)
 
 

@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.admission.permits import Permits
 from service.auth import Authoriser
 from service.errors import InvalidPromptError, SegmentError
 from service.image import too_many_bytes
@@ -51,9 +50,7 @@ def create_app(segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics) -
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_error)
-    app.add_middleware(
-        RequestObserver, metrics=metrics, permits=segmenter.permits, max_image_bytes=segmenter.limits.max_bytes
-    )
+    app.add_middleware(RequestObserver, metrics=metrics, segmenter=segmenter)
     _document_problems(app)
     return app
 
@@ -61,11 +58,11 @@ def create_app(segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics) -
 class RequestObserver:
     """Bounds each request's body while it arrives, and counts each answer by route and outcome."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, permits: Permits, max_image_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, segmenter: Segmenter) -> None:
         self._app = app
         self._metrics = metrics
-        self._permits = permits
-        self._max_image_bytes = max_image_bytes
+        self._segmenter = segmenter
+        self._max_image_bytes = segmenter.limits.max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -94,10 +91,12 @@ class RequestObserver:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if self._segmenter.retiring:  # the next request of this connection is better sent elsewhere
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         try:
-            with self._permits.body() as grow_body_to:
+            with self._segmenter.permits.body() as grow_body_to:
                 await self._app(scope, bounded_receive, noting_send)
         except BaseException as error:  # unknown errors are answered, and logged, further out
             scope[OUTCOME] = CANCELLED if isinstance(error, asyncio.CancelledError) else status_of(error).reason

@@ -194,7 +194,7 @@ async def readyz(core: Core, response: Response) -> schemas.HealthBody:
     if core.ready:
         return schemas.HealthBody(status="ok")
     response.status_code = 503
-    return schemas.HealthBody(status="draining" if core.draining else "model_unavailable")
+    return schemas.HealthBody(status="draining" if core.retiring else "model_unavailable")
 
 
 @health.get("/", include_in_schema=False)

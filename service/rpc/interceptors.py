@@ -13,11 +13,11 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from service.admission.permits import Permits
-from service.errors import SegmentError
+from service.errors import DeadlineExceededError, SegmentError
 from service.logs import log_failure
 from service.metrics import CANCELLED, OK, Metrics
 from service.rpc.wire import message_from_bytes
-from service.status import message_of, retry_after_s_of, status_of
+from service.status import STATUS, message_of, retry_after_s_of, status_of
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
                     answer: Message = await handler.unary_unary(request, context)
                 return answer  # noqa: TRY300 - what is below is for failures
             except asyncio.CancelledError:
-                outcome = CANCELLED
+                left_s = context.time_remaining()  # gRPC itself cancels a call whose deadline has passed
+                outcome = CANCELLED if left_s is None or left_s > 0 else STATUS[DeadlineExceededError].reason
                 raise
             except Exception as error:  # noqa: BLE001 - the one place of this transport where errors end
                 outcome = status_of(error).reason

@@ -24,6 +24,7 @@ class BrokenCore:
 
     limits = ImageLimits(1_000_000, 1_000_000)
     permits = Permits(1)
+    retiring = False
 
     async def embed(self, ref: ImageRef, data: bytes, *_: object) -> EmbedResult:
         raise RuntimeError(f"secret of {ref.image_id} in {len(data)} bytes")
