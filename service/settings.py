@@ -145,8 +145,8 @@ class Settings(BaseSettings):
     drain_delay_s: float = Field(
         default=0.0,
         ge=0,
-        description="After SIGTERM, how long to serve on while no longer ready, so that balancers look elsewhere before "
-        "connections are refused. As long as yours take to notice; 5 in Kubernetes.",
+        description="After SIGTERM, how long to serve on while no longer ready, so that balancers look elsewhere "
+        "before connections are refused. As long as yours take to notice; 5 in Kubernetes.",
     )
     drain_s: float = Field(
         default=20.0,

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.load import OK, PHOTO, Load, Samples, run_loads
 from tests.faults.conftest import Report
 from tests.running import RunningService
-from tests.slow_models import slowed_repository
+from tests.slow_models import slow_models
 
 MAX_BATCH = 2
 DECODE_S = 0.2
@@ -25,9 +25,10 @@ TRANSPORTS = ["HTTP", "gRPC"]
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    repository = slowed_repository(tmp_path_factory.mktemp("models"), decode_s=DECODE_S, max_batch=MAX_BATCH)
-    with RunningService.start(SAM_MODEL_REPOSITORY=str(repository), SAM_LOG_LEVEL="error") as service:
+    models = slow_models(tmp_path_factory.mktemp("models"), max_batch=MAX_BATCH)
+    with RunningService.start(SAM_MODEL_REPOSITORY=str(models.path), SAM_LOG_LEVEL="error") as service:
         httpx.put(f"{service.url}/v1/images/load", content=PHOTO.read_bytes()).raise_for_status()
+        models.slow_down(decode_s=DECODE_S)
         yield service
 
 
@@ -73,11 +74,12 @@ def test_at_ten_times_the_capacity_goodput_stays_and_refusals_come_at_once(
 
 def test_prompts_are_answered_while_encodes_are_refused(tmp_path: Path, report: Report, *, full: bool) -> None:
     """However many uploads there are, prompts on cached images find their permits."""
-    encode_s, seconds = 0.5, 30.0 if full else 4.0
-    repository = slowed_repository(tmp_path, decode_s=0.02, encode_s=encode_s)
-    settings = {"SAM_MODEL_REPOSITORY": str(repository), "SAM_MAX_CONCURRENCY": "16", "SAM_LOG_LEVEL": "error"}
+    seconds = 30.0 if full else 4.0
+    models = slow_models(tmp_path)
+    settings = {"SAM_MODEL_REPOSITORY": str(models.path), "SAM_MAX_CONCURRENCY": "16", "SAM_LOG_LEVEL": "error"}
     with RunningService.start(**settings) as service:
         httpx.put(f"{service.url}/v1/images/load", content=PHOTO.read_bytes()).raise_for_status()
+        models.slow_down(encode_s=0.5)
         prompts, encodes = run_loads(
             load(service, "gRPC", 5, seconds), load(service, "gRPC", 50, seconds, kind="encode")
         )
