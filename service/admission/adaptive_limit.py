@@ -17,10 +17,11 @@ TARGET = 2.0  # compute times in the server's queue
 SLACK_S = 0.002  # below this a queue is noise, not a queue
 LARGEST_DECREASE = 0.5
 LEAST = 4
+FIRST = 12  # too few costs a few seconds of growth under load, too many a queue that all must sit out
 
 
 class AdaptiveLimit:
-    """A limit between a few and `most`; it begins at `most` and stays there for as long as nothing is measured."""
+    """A limit between a few and `most`, which it is for as long as the server does not tell of its queue."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -38,6 +39,7 @@ class AdaptiveLimit:
         """Take the server's totals; `wanting` says that requests wait for a permit, so that more would be used."""
         if self._before is None or spent.requests < self._before.requests:  # the first, or of a server that began anew
             self._before = spent
+            self._limit = min(self._limit, FIRST)
             return
         requests = spent.requests - self._before.requests
         if requests == 0 or now_s < self._settled_s:

@@ -82,21 +82,23 @@ class WaitingRoom:
     def wait_s(self, tenant: str, now_s: float, limit: int) -> float:
         """Return how long one more request of `tenant` would wait: its place in line, by how often permits get free.
 
-        By Little's law `limit` permits held for h seconds each get free every h / limit; when the model hangs, no
-        permit gets free, and it shows in the age of those that are held.
+        Before a tenant gets its n-th permit, every other one that waits gets as many, if it wants them. By Little's law
+        `limit` permits held for h seconds each get free every h / limit; when the model hangs, no permit gets free, and
+        it shows in the age of those that are held.
         """
         mean_age_s = now_s - self._began_s / self.held if self.held else 0.0
-        sharing = sum(1 for name, books in self._tenants.items() if books.waiting and name != tenant) + 1
-        return (self._waiting_of(tenant) + 1) * sharing * max(self._hold_s, mean_age_s) / limit
+        mine = self._tenants.get(tenant) or _Tenant()
+        ahead, level = len(mine.waiting), mine.held + len(mine.waiting) + 1
+        for other in self._tenants.values():
+            if other is not mine:
+                ahead += min(len(other.waiting), max(0, level - other.held))
+        return (ahead + 1) * max(self._hold_s, mean_age_s) / limit
 
     def is_full_for(self, tenant: str) -> bool:
         """Whether as many of `tenant` wait as may, the places being shared by all tenants there."""
-        tenants = len(self._tenants.keys() | {tenant})
-        return self._waiting_of(tenant) * tenants >= self._places
-
-    def _waiting_of(self, tenant: str) -> int:
-        books = self._tenants.get(tenant)
-        return len(books.waiting) if books else 0
+        mine = self._tenants.get(tenant)
+        tenants = len(self._tenants) + (mine is None)
+        return mine is not None and len(mine.waiting) * tenants >= self._places
 
     def _forget_if_gone(self, tenant: str, books: _Tenant) -> None:
         if not books.held and not books.waiting:

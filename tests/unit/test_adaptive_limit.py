@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from service.admission.adaptive_limit import LEAST, AdaptiveLimit
+from service.admission.adaptive_limit import FIRST, LEAST, AdaptiveLimit
 from service.admission.contract import Spent
 
 
@@ -44,7 +44,7 @@ def test_raw_latency_does_not_move_it() -> None:
     limit = AdaptiveLimit(64)
     for step in range(50):
         limit.adapt(Spent(8 * step, 0.0, 8.0 * step**2), float(step), wanting=False)
-    assert limit.value == 64
+    assert limit.value == FIRST
 
 
 def test_it_does_not_grow_for_nobody() -> None:
@@ -52,7 +52,7 @@ def test_it_does_not_grow_for_nobody() -> None:
     limit.adapt(Spent(0, 0.0, 0.0), 0.0, wanting=False)
     limit.adapt(Spent(10, 50.0, 10.0), 1.0, wanting=False)
     shrunk = limit.value
-    assert shrunk < 64
+    assert shrunk < FIRST
     for step in range(2, 50):
         limit.adapt(Spent(10 * step, 50.0, 10.0 * step), 10.0 * step, wanting=False)
     assert limit.value == shrunk
@@ -64,7 +64,7 @@ def test_the_effect_of_a_change_is_awaited_before_the_next() -> None:
     limit.adapt(Spent(10, 50.0, 10.0), 1.0, wanting=True)
     shrunk = limit.value
     limit.adapt(Spent(20, 100.0, 20.0), 6.9, wanting=True)  # 5 s in the queue and 1 s at work: these came before
-    assert limit.value == shrunk
+    assert limit.value == shrunk < FIRST
     limit.adapt(Spent(30, 150.0, 30.0), 7.1, wanting=True)
     assert limit.value < shrunk
 
@@ -73,5 +73,10 @@ def test_a_server_that_began_anew_is_no_measurement() -> None:
     limit = AdaptiveLimit(64)
     limit.adapt(Spent(1000, 5000.0, 10.0), 0.0, wanting=True)
     limit.adapt(Spent(3, 0.0, 0.3), 1.0, wanting=True)
+    assert limit.value == FIRST
     limit.adapt(Spent(6, 0.0, 0.6), 2.0, wanting=True)
-    assert limit.value == 64
+    assert limit.value == FIRST + 1
+
+
+def test_without_word_of_a_queue_it_is_what_is_set() -> None:
+    assert AdaptiveLimit(64).value == 64
