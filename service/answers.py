@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from service.cache.contract import CacheLevel, TensorShapes
-from service.mask import Mask, MaskFormat
+from service.mask import DEFAULT_OUTPUT, Mask, MaskOutput
 from service.prompt import Prompt
 from service.tensors import Geometry
 
@@ -79,7 +79,7 @@ class SegmentRequest:
 
     prompts: tuple[Prompt, ...]
     multimask: bool | None = None
-    format: MaskFormat = MaskFormat.RLE
+    output: MaskOutput = DEFAULT_OUTPUT
     if_match: IfMatch = None
 
 

@@ -44,4 +44,4 @@ class Backend(Protocol):
         """Write the embedding of one image into the tensors of `destination`."""
 
     async def decode(self, embedding: Embedding, batch: PromptBatch, timeout_s: float) -> DecoderOutput:
-        """Return the masks of a prompt batch on one embedding."""
+        """Return the masks of a prompt batch on one embedding; the refiner answers where it has mask inputs."""

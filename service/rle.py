@@ -1,4 +1,8 @@
-"""COCO's compressed run lengths. Pure; NumPy alone, so that clients can use it too."""
+"""Masks as their edges, and COCO's compressed run lengths. Pure; NumPy alone, so that clients can use it too.
+
+The edges of a mask [height, width] are where it begins and ends, in turn, when its pixels are counted down the columns:
+INT64, strictly ascending, an even number of them, from 0 to height * width.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,12 +11,28 @@ FIRST_CHARACTER = 48
 MAX_CHARACTERS = 11  # of a run in an int64
 
 
-def rle_counts_from_binary(binary: NDArray[np.bool_]) -> bytes:
-    """Return COCO's compressed run-length string, readable by pycocotools: runs down the columns, zeros first."""
+def edges_from_binary(binary: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the edges of a mask, bool [height, width]."""
     flat = binary.ravel(order="F")
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(np.concatenate(([0], edges, [flat.size])))
-    return _counts_string(np.concatenate(([0], runs)) if flat[0] else runs)
+    inner = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    return np.concatenate((np.zeros(int(flat[0]), np.int64), inner, np.full(int(flat[-1]), flat.size)))
+
+
+def binary_from_edges(edges: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the mask, bool [height, width] in column order, that has these edges."""
+    runs = np.diff(edges, prepend=0, append=size[0] * size[1])
+    return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(size[::-1]).T
+
+
+def rle_counts_from_edges(edges: NDArray[np.int64], size: tuple[int, int]) -> bytes:
+    """Return COCO's compressed run-length string, readable by pycocotools: runs down the columns, zeros first."""
+    runs = np.diff(edges, prepend=0, append=size[0] * size[1])
+    return _counts_string(runs if runs[-1] else runs[:-1])
+
+
+def rle_counts_from_binary(binary: NDArray[np.bool_]) -> bytes:
+    """Return COCO's compressed run-length string of a mask, bool [height, width]."""
+    return rle_counts_from_edges(edges_from_binary(binary), (binary.shape[0], binary.shape[1]))
 
 
 def _counts_string(counts: NDArray[np.int64]) -> bytes:
@@ -40,8 +60,7 @@ def binary_from_rle_counts(counts: bytes, size: tuple[int, int]) -> NDArray[np.b
     runs = _runs_from_string(counts)
     if (runs < 0).any() or runs.sum() != size[0] * size[1]:
         raise ValueError(f"the run lengths do not describe a mask of {size[0]} x {size[1]} pixels")
-    values = np.arange(runs.size) % 2 == 1
-    return np.repeat(values, runs).reshape(size[::-1]).T
+    return binary_from_edges(np.cumsum(runs)[:-1], size)
 
 
 def _runs_from_string(counts: bytes) -> NDArray[np.int64]:

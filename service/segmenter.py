@@ -27,10 +27,11 @@ from service.errors import (
     SegmentError,
 )
 from service.image import EncoderInput, ImageLimits, decode_image, digest_of, letterbox
-from service.mask import Frame, Mask, chosen_candidates, masks_from_logits
+from service.mask import Mask, check_output, chosen_candidates, masks_from_logits
 from service.preconditions import check_image_id, check_match, not_cached
 from service.prompt import Point, Prompt, batches_from_prompts, check_prompts
 from service.stopwatch import Stopwatch
+from service.upscaling import Frame
 
 if TYPE_CHECKING:
     from service.cache.arena import Region
@@ -254,24 +255,27 @@ class Segmenter:
     async def _answer(
         self, image: CachedImage, level: CacheLevel, request: SegmentRequest, watch: Stopwatch
     ) -> SegmentResult:
-        check_prompts(request.prompts, image.size)
+        check_output(request.output)
+        check_prompts(request.prompts, image.size, self.model.geometry.mask_size)
         frame = Frame(self.model.geometry.input_size, image.valid_size, image.size)
         scale = (image.valid_size[1] / image.size[1], image.valid_size[0] / image.size[0])
-        results: list[tuple[Mask, ...]] = []
+        results: dict[int, tuple[Mask, ...]] = {}
         for batch in batches_from_prompts(request.prompts, scale):
             output = await self._backend.decode(image.embedding, batch, watch.left_s())
             if not self._cache.is_current(image):  # the slot was given away meanwhile: whose masks these are is unknown
                 raise not_cached()
             watch.lap("decode")
-            prompts = request.prompts[len(results) : len(results) + batch.count]
-            for logits, scores, prompt in zip(output.low_res_masks, output.iou_scores, prompts, strict=False):
-                chosen = chosen_candidates(scores, multimask=request.multimask, is_ambiguous=prompt.is_ambiguous)
+            for place, logits, scores in zip(batch.places, output.low_res_masks, output.iou_scores, strict=False):
+                is_ambiguous = request.prompts[place].is_ambiguous
+                chosen = chosen_candidates(scores, multimask=request.multimask, is_ambiguous=is_ambiguous)
                 # A thread cannot be interrupted: one prompt at a time, so that deadlines and cancellation hold.
-                masks = await asyncio.to_thread(masks_from_logits, logits, scores, chosen, frame, request.format)
-                results.append(masks)
+                results[place] = await asyncio.to_thread(
+                    masks_from_logits, logits, scores, chosen, frame, request.output
+                )
             watch.lap("masks")
         timings = self._done(watch, level, len(request.prompts))
-        return SegmentResult(self._record(image), tuple(results), level, timings)
+        in_order = tuple(results[place] for place in range(len(request.prompts)))
+        return SegmentResult(self._record(image), in_order, level, timings)
 
     def _done(self, watch: Stopwatch, level: CacheLevel, prompts: int) -> Timings:
         timings = watch.timings(level, prompts)

@@ -227,7 +227,7 @@ async def _in_background(work: Coroutine[None, None, None]) -> AsyncIterator[asy
 
 async def _keep_probing(segmenter: Segmenter, rpc: RpcServer, ready: asyncio.Event) -> None:
     """Send canaries for ever; tell health checks and the log when readiness changes, and `ready` the first time."""
-    was_ready = False
+    was_ready, told = False, ""
     log.info("model.awaited")
     while True:
         try:
@@ -235,6 +235,9 @@ async def _keep_probing(segmenter: Segmenter, rpc: RpcServer, ready: asyncio.Eve
         except SegmentError as error:
             if was_ready:
                 log.warning("model.unready %s cause=%s", error.message, error.__cause__)
+            elif error.message != told:
+                log.info("model.awaited %s", error.message)
+            told = error.message
         if segmenter.ready != was_ready:
             was_ready = segmenter.ready
             await rpc.set_ready(ready=was_ready)

@@ -28,12 +28,14 @@ from service.tensors import (
     IMAGE,
     IOU_SCORES,
     LOW_RES_MASKS,
+    MASK_INPUT,
     MASKS_PER_PROMPT,
     PARAMETER_DIGEST,
     PARAMETER_MODEL,
     PATCH_SIZE,
     POINT_COORDS,
     POINT_LABELS,
+    REFINER_MODEL,
     VALID_SIZE,
     Geometry,
 )
@@ -47,6 +49,7 @@ CHANNEL_ARGUMENTS = [
     ("grpc.max_receive_message_length", -1),
 ]
 
+NOT_FOUND = "StatusCode.NOT_FOUND"
 QUEUE_FULL = "Exceeds maximum queue size"
 QUEUE_TIMEOUT = "Request timeout expired"
 
@@ -70,15 +73,24 @@ class TritonBackend:
         await self._client.close()
 
     async def describe(self, timeout_s: float) -> Model:
-        """Return the model, read from the configurations of encoder and decoder, which must agree."""
-        with _translated():
-            encoder, decoder = [
-                (await self._client.get_model_config(name, as_json=True, client_timeout=timeout_s))["config"]
-                for name in (ENCODER_MODEL, DECODER_MODEL)
-            ]
-        if encoder.get("parameters") != decoder.get("parameters"):
-            raise ModelUnavailableError("encoder and decoder come from different exports; export both together")
-        return _model_from_config(encoder)
+        """Return the model, read from the configurations of its three graphs, which must agree."""
+        names = (ENCODER_MODEL, DECODER_MODEL, REFINER_MODEL)
+        configs = {name: await self._config(name, timeout_s) for name in names}
+        if any(config.get("parameters") != configs[ENCODER_MODEL].get("parameters") for config in configs.values()):
+            raise ModelUnavailableError(f"{', '.join(names)} come from different exports; export them together")
+        return _model_from_config(configs[ENCODER_MODEL])
+
+    async def _config(self, name: str, timeout_s: float) -> dict[str, Any]:
+        try:
+            with _translated():
+                answer = await self._client.get_model_config(name, as_json=True, client_timeout=timeout_s)
+        except ModelUnavailableError as error:
+            cause = error.__cause__
+            if isinstance(cause, InferenceServerException) and str(cause.status()) == NOT_FOUND:
+                raise ModelUnavailableError(f"the model server has no {name}; install what the export makes") from cause
+            raise
+        config: dict[str, Any] = answer["config"]
+        return config
 
     async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:
         """Register the arena with Triton; arenas that this one replaces are unregistered.
@@ -140,24 +152,28 @@ class TritonBackend:
         location = self._shared(embedding)
         for name, tensor in embedding.tensors.items():
             inputs.append(_input(name, tensor, location))
+        if batch.masks is not None:
+            inputs.append(_input(MASK_INPUT, batch.masks))
+        model = DECODER_MODEL if batch.masks is None else REFINER_MODEL
         side = 4 * next(iter(embedding.tensors.values())).shape[-1]
-        masks, scores = await self._masks(inputs, (len(batch.labels), MASKS_PER_PROMPT, side, side), timeout_s)
+        shape = (len(batch.labels), MASKS_PER_PROMPT, side, side)
+        masks, scores = await self._masks(model, inputs, shape, timeout_s)
         return DecoderOutput(masks, scores)
 
     async def _masks(
-        self, inputs: list[InferInput], shape: tuple[int, ...], timeout_s: float
+        self, model: str, inputs: list[InferInput], shape: tuple[int, ...], timeout_s: float
     ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-        """Run the decoder; its masks, FP16 of `shape`, come through shared memory if there is a slot for them."""
+        """Run `model`; its masks, FP16 of `shape`, come through shared memory if there is a slot for them."""
         outputs = [InferRequestedOutput(LOW_RES_MASKS), InferRequestedOutput(IOU_SCORES)]
         nbytes = prod(shape) * np.dtype(np.float16).itemsize
         answers = self._answers
         slot = answers.take(nbytes) if answers else None
         if answers is None or slot is None:
-            answer = await self._infer(DECODER_MODEL, inputs, outputs, timeout_s)
+            answer = await self._infer(model, inputs, outputs, timeout_s)
             return answer.as_numpy(LOW_RES_MASKS)[0], answer.as_numpy(IOU_SCORES)[0]
         outputs[0].set_shared_memory(slot.region.name, nbytes, slot.offset)
         try:
-            answer = await self._infer(DECODER_MODEL, inputs, outputs, timeout_s)
+            answer = await self._infer(model, inputs, outputs, timeout_s)
         except BaseException:
             answers.give_back(slot, late=True)
             raise

@@ -27,6 +27,8 @@ def fake_model(digest: str = "sha256:0") -> Model:
 class FakeBackend:
     """Embeds an image as its mean colour; mask k of a prompt is a disc on its first point, radius 2 + k low-res pixels.
 
+    A mask input is added to its logits.
+
     `gate` must be set for `encode` to go on; `error`, when not None, is raised by every call. `encodes` and `decodes`
     count calls begun.
     """
@@ -72,7 +74,10 @@ class FakeBackend:
         radius = 2.0 + np.arange(MASKS_PER_PROMPT)[:, None, None]
         tokens = (batch.labels != LABEL_PADDING).sum(axis=1)
         scores = np.tile([0.5, 0.6, 0.9, 0.7], (len(tokens), 1))
-        return DecoderOutput((radius - distance[:, None]).astype(np.float16), scores.astype(np.float32))
+        logits = radius - distance[:, None]
+        if batch.masks is not None:
+            logits = logits + batch.masks[:, None]
+        return DecoderOutput(logits.astype(np.float16), scores.astype(np.float32))
 
     def _fail(self) -> None:
         if self.error is not None:

@@ -19,6 +19,7 @@ from service.errors import InvalidPromptError, SegmentError
 from service.image import too_many_bytes
 from service.logs import log_failure
 from service.metrics import CANCELLED, OK, Metrics
+from service.prompt import MAX_MASK_INPUTS
 from service.rest.problems import problem, problem_from_error, problem_from_validation
 from service.rest.routes import health, router
 from service.rest.schemas import Problem
@@ -27,7 +28,10 @@ from service.status import INTERNAL, status_of
 
 log = logging.getLogger(__name__)
 
-MAX_JSON_BYTES = 1024 * 1024  # as many prompts of as many points as are allowed, in full precision, are 0.7 MB
+# As many prompts of as many points as are allowed are 0.7 MB in full precision, and have 50,000 commas; mask inputs,
+# 175 KB each where the model is the original, come on top. What few commas divide costs little to parse.
+MAX_JSON_BYTES = 1024 * 1024 + MAX_MASK_INPUTS * 176 * 1024
+MAX_JSON_COMMAS = 100_000
 MULTIPART_OVERHEAD_BYTES = 1024 * 1024
 OUTCOME = "sam.outcome"  # where the error handlers leave the reason for the middleware
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is there to read it
@@ -69,20 +73,21 @@ class RequestObserver:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start_s, status, received = monotonic(), 500, 0
+        start_s, status, received, commas = monotonic(), 500, 0, 0
         headers = Headers(scope=scope)
         is_json = _is_json(headers.get("content-type", ""))
         max_bytes = self._max_image_bytes + MULTIPART_OVERHEAD_BYTES
         announced = min(int(headers.get("content-length", 0)), max_bytes)
 
         async def bounded_receive() -> Message:
-            nonlocal received
+            nonlocal received, commas
             grow_body_to(announced)
             message = await receive()
             received += len(message.get("body", b""))
-            if is_json and received > MAX_JSON_BYTES:
-                raise InvalidPromptError(f"the body has more than {MAX_JSON_BYTES} bytes", field="body")
-            if received > max_bytes:
+            if is_json:
+                commas += message.get("body", b"").count(b",")
+                _check_json(received, commas)
+            elif received > max_bytes:
                 raise too_many_bytes(self._max_image_bytes)
             grow_body_to(received)
             return message
@@ -105,6 +110,13 @@ class RequestObserver:
             outcome = scope.get(OUTCOME) or (OK if status < 400 else f"http_{status}")  # noqa: PLR2004 - HTTP's own bound
             route = getattr(scope.get("route"), "path", "unknown")
             self._metrics.request("http", f"{scope['method']} {route}", outcome, monotonic() - start_s)
+
+
+def _check_json(received: int, commas: int) -> None:
+    if received > MAX_JSON_BYTES:
+        raise InvalidPromptError(f"the body has more than {MAX_JSON_BYTES} bytes", field="body")
+    if commas > MAX_JSON_COMMAS:
+        raise InvalidPromptError(f"the body has more than {MAX_JSON_COMMAS} commas", field="body")
 
 
 def _is_json(content_type: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from service.errors import InvalidPromptError, SegmentError
+from service.mask import unknown_format
 from service.rest.schemas import Problem
 from service.status import INTERNAL, STATUS, message_of, retry_after_s_of, status_of
 
@@ -54,7 +55,7 @@ def problem_from_validation(errors: Iterable[Any]) -> InvalidPromptError:
     if first["type"] == "json_invalid":
         return InvalidPromptError("the body is not valid JSON", field="body")
     if field.endswith("format"):
-        return InvalidPromptError("format must be rle or png", field="format")
+        return unknown_format()
     if not field:
         return InvalidPromptError("the body must be a JSON object; send content-type: application/json", field="body")
     return InvalidPromptError(f"{field}: {first['msg']}", field=field)

@@ -13,6 +13,7 @@ from service.answers import ANY_DIGEST, IfMatch, ImageRef
 from service.errors import InvalidImageIdError, InvalidPromptError
 from service.image import too_many_bytes
 from service.rest import schemas
+from service.rest.masks import PNG_ANSWER, answer_from_result, png_wanted, request_from_body
 from service.rest.problems import PROBLEMS, problem_from_validation
 from service.segmenter import Segmenter
 
@@ -53,7 +54,13 @@ Tenant = Annotated[str, Depends(tenant_of)]
 
 async def image_ref_of(
     tenant: Tenant,
-    image_id: Annotated[str, Path(description="Your name for the image: A-Z a-z 0-9 . _ : @ = + -, at most 128.")],
+    image_id: Annotated[
+        str,
+        Path(
+            description="Your name for the image: A-Z a-z 0-9 . _ : @ = + -, at most 128, the first a letter or digit.",
+            examples=["coins"],
+        ),
+    ],
     x_image_id: Annotated[
         str | None, Header(description="The same id, for load balancers that hash on a header; optional.")
     ] = None,
@@ -74,7 +81,10 @@ async def upload_ref_of(
 
 async def deadline_of(
     x_request_timeout: Annotated[
-        str | None, Header(description="Seconds this request may take; capped by the server's own deadline.")
+        str | None,
+        Header(
+            description="Seconds this request may take, above 0; capped by the server's own deadline.", examples=["10"]
+        ),
     ] = None,
 ) -> float | None:
     """Return the caller's deadline in seconds, or None."""
@@ -106,6 +116,7 @@ Core = Annotated[Segmenter, Depends(segmenter_of)]
 Ref = Annotated[ImageRef, Depends(image_ref_of)]
 Deadline = Annotated[float | None, Depends(deadline_of)]
 Condition = Annotated[IfMatch, Depends(if_match_of)]
+AsPng = Annotated[bool, Depends(png_wanted)]
 
 
 @router.put(
@@ -148,32 +159,51 @@ async def delete_image(ref: Ref, core: Core, if_match: Condition) -> None:
 
 
 @router.post(
-    "/v1/images/{image_id}/masks", summary="Masks for prompts on a cached image", response_model_exclude_none=True
+    "/v1/images/{image_id}/masks",
+    summary="Masks for prompts on a cached image",
+    response_model=schemas.SegmentAnswer,
+    response_model_exclude_none=True,
+    responses=PNG_ANSWER,
 )
 async def segment(
-    ref: Ref, body: schemas.SegmentBody, core: Core, deadline_s: Deadline, if_match: Condition
-) -> schemas.SegmentAnswer:
+    ref: Ref, body: schemas.SegmentBody, core: Core, deadline_s: Deadline, if_match: Condition, as_png: AsPng
+) -> schemas.SegmentAnswer | Response:
     """Run the decoder only. 404 `image_not_cached` when the embedding is gone: PUT the bytes again."""
-    result = await core.segment(ref, body.to_request(if_match), deadline_s)
-    return schemas.answer_from_result(result)
+    request = await request_from_body(body, core, if_match, as_png=as_png)
+    return await answer_from_result(await core.segment(ref, request, deadline_s), as_png=as_png)
 
 
-@router.post("/v1/masks", summary="Image and prompts in one call", response_model_exclude_none=True)
-async def segment_bytes(
+@router.post(
+    "/v1/masks",
+    summary="Image and prompts in one call",
+    response_model=schemas.SegmentAnswer,
+    response_model_exclude_none=True,
+    responses=PNG_ANSWER,
+)
+async def segment_bytes(  # noqa: PLR0913 - the parts of a request
+    *,
     image: Annotated[UploadFile, File(description="The bytes of a JPEG, PNG or WebP still image.")],
-    request: Annotated[str, Form(description="JSON of the same form as the body of `/v1/images/{image_id}/masks`.")],
+    request: Annotated[
+        str,
+        Form(
+            description="JSON of the same form as the body of `/v1/images/{image_id}/masks`, of at most 1 MiB.",
+            examples=['{"prompts": [{"points": [[154, 198, 1]]}]}'],
+        ),
+    ],
     core: Core,
     ref: Annotated[ImageRef, Depends(upload_ref_of)],
     deadline_s: Deadline,
     if_match: Condition,
-) -> schemas.SegmentAnswer:
+    as_png: AsPng,
+) -> schemas.SegmentAnswer | Response:
     """For clients that keep no ids. The answer's `image_id` can be prompted again."""
     try:
         body = schemas.SegmentBody.model_validate_json(request)
     except ValidationError as error:
         raise problem_from_validation(error.errors()) from error
-    result = await core.segment_bytes(ref, await image.read(), body.to_request(if_match), deadline_s)
-    return schemas.answer_from_result(result)
+    asked = await request_from_body(body, core, if_match, as_png=as_png)
+    result = await core.segment_bytes(ref, await image.read(), asked, deadline_s)
+    return await answer_from_result(result, as_png=as_png)
 
 
 @router.get("/v1/model", summary="The model being served")

@@ -1,18 +1,21 @@
 """Protobuf messages from and to the core's values."""
 
+from dataclasses import replace
+
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from service.answers import EmbedResult, IfMatch, ImageRecord, Model, SegmentRequest, SegmentResult, Timings
 from service.cache.contract import CacheLevel
-from service.errors import InvalidPromptError
-from service.mask import Mask, MaskFormat
-from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt, check_counts
+from service.mask import Mask, MaskFormat, MaskOutput, unknown_format
+from service.prompt import MAX_POINTS, MAX_PROMPTS, Box, Point, Prompt, check_counts, check_mask_count
 from service.rpc.pb import segment_anything_pb2 as pb
 
 FORMATS = {
     pb.MASK_FORMAT_UNSPECIFIED: MaskFormat.RLE,
     pb.MASK_FORMAT_RLE: MaskFormat.RLE,
     pb.MASK_FORMAT_PNG: MaskFormat.PNG,
+    pb.MASK_FORMAT_POLYGON: MaskFormat.POLYGON,
+    pb.MASK_FORMAT_NONE: MaskFormat.NONE,
 }
 LEVELS = {
     CacheLevel.MEMORY: pb.CACHE_LEVEL_MEMORY,
@@ -24,14 +27,22 @@ LEVELS = {
 def request_from_pb(message: pb.SegmentRequest) -> SegmentRequest:
     """Return the core's request."""
     check_counts(len(message.prompts), (len(prompt.points) for prompt in message.prompts))
+    check_mask_count(sum(prompt.HasField("mask_input") for prompt in message.prompts))
     if message.format not in FORMATS:
-        raise InvalidPromptError("format must be rle or png", field="format")
+        raise unknown_format()
     return SegmentRequest(
         prompts=_prompts_from_pb(message.prompts),
         multimask=message.multimask if message.HasField("multimask") else None,
-        format=FORMATS[message.format],
+        output=_output_from_pb(message),
         if_match=if_match_from_pb(message),
     )
+
+
+def _output_from_pb(message: pb.SegmentRequest) -> MaskOutput:
+    output = MaskOutput(FORMATS[message.format], message.include_logits, message.min_region_area)
+    if message.HasField("polygon_tolerance"):
+        return replace(output, polygon_tolerance_px=message.polygon_tolerance)
+    return output
 
 
 def if_match_from_pb(message: pb.EmbedImageRequest | pb.DeleteImageRequest | pb.SegmentRequest) -> IfMatch:
@@ -44,6 +55,7 @@ def _prompts_from_pb(messages: RepeatedCompositeFieldContainer[pb.Prompt]) -> tu
         Prompt(
             tuple(Point(point.x, point.y, point.label) for point in message.points),
             Box(message.box.x0, message.box.y0, message.box.x1, message.box.y1) if message.HasField("box") else None,
+            message.mask_input if message.HasField("mask_input") else None,
         )
         for message in messages
     )
@@ -91,6 +103,7 @@ def pb_from_model(model: Model) -> pb.GetModelResponse:
         embedding_shape=[model.geometry.channels, side, side],
         max_prompts=MAX_PROMPTS,
         max_points=MAX_POINTS,
+        mask_size=model.geometry.mask_size,
     )
 
 
@@ -101,11 +114,16 @@ def _pb_from_mask(mask: Mask) -> pb.Mask:
         stability=mask.stability,
         bbox=pb.BoundingBox(x=x, y=y, width=width, height=height),
         area=mask.area,
+        logits=mask.logits,
     )
-    if mask.format is MaskFormat.RLE:
-        message.rle_counts = mask.data
-    else:
-        message.png = mask.data
+    match mask.format:
+        case MaskFormat.RLE:
+            message.rle_counts = mask.data
+        case MaskFormat.PNG:
+            message.png = mask.data
+        case MaskFormat.POLYGON:
+            polygons = [pb.Polygon(rings=[pb.Ring(xy=ring) for ring in polygon]) for polygon in mask.polygons]
+            message.polygons.CopyFrom(pb.MultiPolygon(polygons=polygons))
     return message
 
 

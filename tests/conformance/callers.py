@@ -2,7 +2,8 @@
 
 import base64
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -139,8 +140,8 @@ class GrpcCaller:
         answer = self._call("GetModel", pb.GetModelRequest())
         if isinstance(answer, Failure):
             return answer
-        fields = {name: getattr(answer, name) for name in ("name", "digest", "input_size", "max_prompts", "max_points")}
-        return fields | {"embedding_shape": list(answer.embedding_shape)}
+        names = ("name", "digest", "input_size", "max_prompts", "max_points", "mask_size")
+        return {name: getattr(answer, name) for name in names} | {"embedding_shape": list(answer.embedding_shape)}
 
     def _segment(self, request: pb.SegmentRequest) -> dict[str, Any] | Failure:
         answer = self._call("Segment", request)
@@ -193,11 +194,33 @@ def _request(body: Mapping[str, Any]) -> pb.SegmentRequest:
         if prompt.get("box"):
             x0, y0, x1, y1 = prompt["box"]
             message.box.CopyFrom(pb.Box(x0=x0, y0=y0, x1=x1, y1=y1))
+        if "mask_input" in prompt:
+            message.mask_input = unpacked(prompt["mask_input"])
     if body.get("multimask") is not None:
         request.multimask = body["multimask"]
-    formats = {"rle": pb.MASK_FORMAT_RLE, "png": pb.MASK_FORMAT_PNG}
+    formats = {kind: pb.MaskFormat.Value(f"MASK_FORMAT_{kind.upper()}") for kind in ("rle", "png", "polygon", "none")}
     request.format = formats.get(body["format"], 99) if "format" in body else pb.MASK_FORMAT_UNSPECIFIED
+    for name in ("include_logits", "min_region_area", "polygon_tolerance"):
+        if name in body:
+            setattr(request, name, body[name])
     return request
+
+
+def packed(data: bytes) -> str:
+    """Return logits as JSON carries them."""
+    return base64.b64encode(zlib.compress(data, 1)).decode()
+
+
+def unpacked(text: str) -> bytes:
+    """Undo `packed`."""
+    return zlib.decompress(base64.b64decode(text))
+
+
+def same(callers: list[Caller], call: Callable[[Caller], Any]) -> Any:  # noqa: ANN401 - whatever the call answers
+    """Make the call over both transports, check that the answers are equal, and return one."""
+    first, second = (call(caller) for caller in callers)
+    assert first == second
+    return first
 
 
 def _image(image: pb.Image) -> dict[str, Any]:
@@ -206,8 +229,14 @@ def _image(image: pb.Image) -> dict[str, Any]:
 
 
 def _mask(mask: pb.Mask, size: list[int]) -> dict[str, Any]:
-    rle = {"rle": {"size": size, "counts": mask.rle_counts.decode()}}
-    data = rle if mask.WhichOneof("data") == "rle_counts" else {"png": base64.b64encode(mask.png).decode()}
+    data: dict[str, Any] = {"logits": packed(mask.logits)} if mask.HasField("logits") else {}
+    match mask.WhichOneof("data"):
+        case "rle_counts":
+            data["rle"] = {"size": size, "counts": mask.rle_counts.decode()}
+        case "png":
+            data["png"] = base64.b64encode(mask.png).decode()
+        case "polygons":
+            data["polygons"] = [[list(ring.xy) for ring in polygon.rings] for polygon in mask.polygons.polygons]
     bbox = [mask.bbox.x, mask.bbox.y, mask.bbox.width, mask.bbox.height]
     return {**data, "score": mask.score, "stability": mask.stability, "bbox": bbox, "area": mask.area}
 

@@ -1,35 +1,18 @@
 """Every case over REST and over gRPC, against the real service: the same answers, the same reasons."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from service.prompt import MAX_POINTS, MAX_PROMPTS
 from service.status import INTERNAL, STATUS
-from tests.conformance.callers import Caller, Failure, GrpcCaller, RestCaller
-from tests.running import RunningService
+from tests.conformance.callers import Caller, Failure, same
 
 CLICK = {"points": [[270, 200, 1]]}
 BOX = {"box": [100, 50, 500, 350]}
 BOTH = {"points": [[270, 200, 1], [20, 20, 0]], "box": [100, 50, 500, 350]}
-
-
-@pytest.fixture(scope="module")
-def callers(service: RunningService, coffee: bytes) -> Iterator[list[Caller]]:
-    rest, rpc = RestCaller(service.url), GrpcCaller(service.grpc_address)
-    rest.embed("coffee", coffee)
-    yield [rest, rpc]
-    rest.close()
-    rpc.close()
-
-
-def same(callers: list[Caller], call: Callable[[Caller], Any]) -> Any:  # noqa: ANN401 - whatever the call answers
-    """Make the call over both transports, check that the answers are equal, and return one."""
-    first, second = (call(caller) for caller in callers)
-    assert first == second
-    return first
 
 
 @pytest.mark.parametrize(
@@ -95,6 +78,7 @@ def test_the_model_s_facts_are_equal(callers: list[Caller]) -> None:
     assert facts["name"] == "sam-tiny"
     channels, rows, columns = facts["embedding_shape"]
     assert rows == columns == facts["input_size"] // 16
+    assert facts["mask_size"] == facts["input_size"] // 4
     assert channels > 0
 
 

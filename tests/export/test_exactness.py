@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from export.onnx_from_torch import module_for
 from export.photographs import bundled_photographs
 from export.spec import graph_spec
-from service.tensors import DECODER_MODEL, EMBEDDING, IOU_SCORES, LOW_RES_MASKS, REFINER_MODEL
+from service.tensors import DECODER_MODEL, EMBEDDING, IOU_SCORES, LABEL_PADDING, LOW_RES_MASKS, REFINER_MODEL
 from tests.export.conftest import Pair, relative_error
 from tests.export.original import Prompts, original_embedding, original_masks, random_prompts
 
@@ -116,6 +116,20 @@ def test_tiny_masks_equal_the_original(
 @pytest.mark.parametrize("has_mask", [False, True], ids=["decoder", "refiner"])
 def test_tiny_masks_of_a_lone_box_equal_the_original(tiny: Pair, *, has_mask: bool) -> None:
     check_decoder(tiny, 2, 2, 0, has_box=True, has_mask=has_mask)
+
+
+def test_tiny_masks_of_a_lone_mask_input_equal_the_original(tiny: Pair) -> None:
+    """Which takes it without a point or a box, and then has no token of the prompt's at all: here, only padding."""
+    drawn = random_prompts(tiny.shape, 2, 0, 3, has_box=False, has_mask=True)
+    assert drawn.masks is not None
+    embedding = random_embedding(tiny, 1)
+    coords, labels = np.zeros((1, 2, 2, 2), np.float32), np.full((1, 2, 2), LABEL_PADDING, np.int32)
+    found = tiny.refiner(
+        embedding=embedding, point_coords=coords, point_labels=labels, mask_input=drawn.masks[np.newaxis]
+    )
+    wanted_masks, wanted_scores = original_masks(tiny.original, embedding[0], drawn)
+    assert np.abs(found[LOW_RES_MASKS][0] - wanted_masks).max() < LOGIT_TOLERANCE * np.ptp(wanted_masks)
+    assert np.abs(found[IOU_SCORES][0] - wanted_scores).max() < LOGIT_TOLERANCE
 
 
 @pytest.mark.parametrize("name", [DECODER_MODEL, REFINER_MODEL])

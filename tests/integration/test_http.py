@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from service.prompt import MAX_POINTS, MAX_PROMPTS
+from service.rest.app import MAX_JSON_BYTES, MAX_JSON_COMMAS
 from service.status import INTERNAL, STATUS
 from tests.running import RunningService
 
@@ -87,9 +88,18 @@ def test_a_body_without_content_type_is_told_what_to_send(service: RunningServic
 def test_a_json_body_is_bounded(service: RunningService, content_type: str) -> None:
     """In bytes, however its media type is written: a body of that many blanks is valid but for its size."""
     headers = {"content-type": content_type}
-    answer = httpx.post(f"{service.url}/v1/images/any/masks", content=b" " * 1_100_000, headers=headers)
+    answer = httpx.post(f"{service.url}/v1/images/any/masks", content=b" " * (MAX_JSON_BYTES + 1), headers=headers)
     assert (answer.status_code, answer.json()["field"]) == (422, "body")
-    assert "1048576 bytes" in answer.json()["detail"]
+    assert f"{MAX_JSON_BYTES} bytes" in answer.json()["detail"]
+
+
+def test_a_json_body_of_many_small_things_is_bounded(service: RunningService) -> None:
+    """What would take seconds to parse is refused before: here a million empty prompts."""
+    body = b'{"prompts": [' + b",".join([b"{}"] * 1_000_000) + b"]}"
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{service.url}/v1/images/any/masks", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["field"]) == (422, "body")
+    assert f"{MAX_JSON_COMMAS} commas" in answer.json()["detail"]
 
 
 def test_the_largest_request_fits_the_bound(service: RunningService, cat: bytes) -> None:

@@ -32,7 +32,7 @@ def prompts_of(points: list[int]) -> tuple[tuple[Prompt, ...], dict[str, object]
 )
 def test_transports_refuse_counts_in_the_core_s_words(points: list[int]) -> None:
     core, rest, rpc = prompts_of(points)
-    expected = refusal_of(lambda: check_prompts(core, (9, 9)))
+    expected = refusal_of(lambda: check_prompts(core, (9, 9), 4))
     assert refusal_of(lambda: SegmentBody.model_validate(rest)) == expected
     assert refusal_of(lambda: request_from_pb(rpc)) == expected
 

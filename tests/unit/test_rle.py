@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
-from service.rle import binary_from_rle_counts, rle_counts_from_binary
+from service.rle import binary_from_edges, binary_from_rle_counts, edges_from_binary, rle_counts_from_binary
 
 binaries = arrays(np.bool_, st.tuples(st.integers(1, 40), st.integers(1, 40)))
 
@@ -13,6 +13,15 @@ binaries = arrays(np.bool_, st.tuples(st.integers(1, 40), st.integers(1, 40)))
 @given(binaries)
 def test_rle_is_byte_for_byte_what_pycocotools_writes(binary: np.ndarray) -> None:
     assert rle_counts_from_binary(binary) == coco.encode(np.asfortranarray(binary, np.uint8))["counts"]
+
+
+@given(binaries)
+def test_edges_are_an_even_number_in_order_and_make_the_mask_again(binary: np.ndarray) -> None:
+    edges = edges_from_binary(binary)
+    assert edges.size % 2 == 0
+    assert (np.diff(edges) > 0).all()
+    assert (edges[1::2] - edges[::2]).sum() == binary.sum()
+    np.testing.assert_array_equal(binary_from_edges(edges, binary.shape), binary)
 
 
 def test_rle_of_long_runs_is_what_pycocotools_writes() -> None:
