@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PHOTO = Path(__file__).parent.parent / "service" / "rest" / "static" / "samples" / "cat.jpg"
 CLICK = {"prompts": [{"points": [[200, 150, 1]]}]}
 CHANNELS = 4
-LEAD_S = 2.0  # until the first request is due: processes have started by then
+LEAD_S = 1.5  # until the first request is due: processes have started by then
 OK = "ok"
 
 

@@ -12,6 +12,7 @@ from service.errors import OverloadedError
 
 ENCODE_PART = 4  # one permit in so many is for encodes
 MIN_RETRY_S = 0.05
+PATIENCE = 2.0  # who has waited so many times as long as anybody should is sent away: what was expected was wrong
 
 
 class Permits:
@@ -53,7 +54,8 @@ class Permits:
         """Hold a permit for the block, after a wait if need be; `left_s` is until the request's deadline.
 
         Raises:
-            OverloadedError: at once, when the wait would be too long or end after the deadline.
+            OverloadedError: at once, when the wait would be too long or end after the deadline; or later, when it was
+                not expected to be so long.
         """
         began_s = await self._enter(lane, tenant, left_s)
         try:
@@ -123,15 +125,25 @@ class Permits:
         room = self._rooms[lane]
         place = room.line_up(tenant)
         self._call_up()
+        if place.done():
+            return place.result()
+        patience = asyncio.get_running_loop().call_later(PATIENCE * self._max_wait_s, self._send_away, place)
         try:
             return await place
-        except asyncio.CancelledError:
-            if place.cancelled():
+        except (asyncio.CancelledError, OverloadedError):
+            if place.cancelled() or place.exception() is not None:
                 room.step_out(tenant, place)
             else:  # it had its turn in the moment in which it was cancelled
                 room.give_back(tenant, place.result(), self._clock())
             self._call_up()
             raise
+        finally:
+            patience.cancel()
+
+    def _send_away(self, place: "asyncio.Future[float]") -> None:
+        if not place.done():
+            self._observer.refused(Refusal.WAIT)
+            place.set_exception(OverloadedError("others take longer than expected; come back in a moment"))
 
     def _call_up(self) -> None:
         """Give free permits to those who wait, prompts first."""

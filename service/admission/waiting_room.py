@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from service.admission.adaptive_limit import AdaptiveLimit
 
-SMOOTHING = 1 / 16
+SMOOTHING_UP, SMOOTHING_DOWN = 1 / 4, 1 / 16  # slower work must be noticed before the room is full of it
 
 
 @dataclass(slots=True)
@@ -47,7 +47,8 @@ class WaitingRoom:
         self.held -= 1
         self._began_s -= began_s
         took_s = now_s - began_s
-        self._hold_s += (took_s - self._hold_s) * SMOOTHING if self._hold_s else took_s
+        smoothing = SMOOTHING_UP if took_s > self._hold_s else SMOOTHING_DOWN
+        self._hold_s += (took_s - self._hold_s) * smoothing if self._hold_s else took_s
         self._forget_if_gone(tenant, books)
 
     def line_up(self, tenant: str) -> "asyncio.Future[float]":
@@ -95,10 +96,13 @@ class WaitingRoom:
         return (ahead + 1) * max(self._hold_s, mean_age_s) / limit
 
     def is_full_for(self, tenant: str) -> bool:
-        """Whether as many of `tenant` wait as may, the places being shared by all tenants there."""
+        """Whether as many of `tenant` wait as may, the places being shared by all tenants there.
+
+        Until it is known how long a permit is held, no more may wait than may work.
+        """
         mine = self._tenants.get(tenant)
-        tenants = len(self._tenants) + (mine is None)
-        return mine is not None and len(mine.waiting) * tenants >= self._places
+        places = self._places if self._hold_s else min(self._places, self.limit.value)
+        return mine is not None and len(mine.waiting) * len(self._tenants) >= places
 
     def _forget_if_gone(self, tenant: str, books: _Tenant) -> None:
         if not books.held and not books.waiting:

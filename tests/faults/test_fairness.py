@@ -58,7 +58,7 @@ def p99_s(rounds: list[list[Samples]]) -> float:
 def test_a_tenant_at_twenty_times_its_share_does_not_move_the_others(
     slow: RunningService, report: Report, *, full: bool
 ) -> None:
-    rounds, seconds = (6, 30.0) if full else (1, 4.0)
+    rounds, seconds = (6, 30.0) if full else (1, 3.0)
     run(slow, EXCESS * SHARE, 3.0, seed=1000)  # until the limit has found its place
     fair, unfair, refused = [], [], 0
     for number in range(rounds):

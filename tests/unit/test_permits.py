@@ -168,12 +168,15 @@ def test_a_permit_goes_to_the_tenant_with_the_fewest_at_work() -> None:
 def test_with_one_permit_tenants_take_turns() -> None:
     async def scenario() -> None:
         crowd = Crowd(Permits(2))
+        first = crowd.come("a")
+        crowd.leave[0].set()
+        await first
         tasks = [crowd.come(tenant) for tenant in "aaabc"]
         await settle()
         for leave in crowd.leave:
             leave.set()
         await asyncio.gather(*tasks)
-        assert crowd.order == list("aabca")
+        assert crowd.order == list("a" + "aabca")
 
     run(scenario)
 
@@ -251,10 +254,41 @@ def test_when_nothing_ends_any_more_newcomers_are_refused_sooner_and_sooner() ->
     run(scenario)
 
 
+def test_who_has_waited_far_longer_than_was_expected_is_sent_away_and_costs_no_permit() -> None:
+    async def scenario() -> None:
+        watching = Watching()
+        crowd = Crowd(Permits(2, max_wait_s=0.01, observer=watching))
+        first, second = crowd.come(), crowd.come()
+        with pytest.raises(OverloadedError):
+            await second
+        crowd.leave[0].set()
+        await first
+        third = crowd.come()
+        crowd.leave[2].set()
+        await third
+        assert watching.refusals == [Refusal.WAIT]
+
+    run(scenario)
+
+
+def test_until_it_is_known_how_long_work_takes_no_more_may_wait_than_may_work() -> None:
+    async def scenario() -> None:
+        crowd = Crowd(Permits(8))  # six for prompts
+        tasks = [crowd.come() for _ in range(12)]
+        await settle()
+        with pytest.raises(OverloadedError):
+            await crowd.come()
+        for leave in crowd.leave:
+            leave.set()
+        await asyncio.gather(*tasks)
+
+    run(scenario)
+
+
 def test_a_greedy_tenant_s_waiting_leaves_room_for_others() -> None:
     async def scenario() -> None:
         crowd = Crowd(Permits(4))
-        tasks = [crowd.come("greedy") for _ in range(7)]
+        tasks = [crowd.come("greedy") for _ in range(6)]
         await settle()
         with pytest.raises(OverloadedError):
             await crowd.come("greedy")
