@@ -8,6 +8,7 @@ request was due, so a stalled server (or a stalled generator) cannot hide what i
 import argparse
 import asyncio
 import json
+import math
 import multiprocessing
 import random
 from collections import Counter
@@ -32,6 +33,7 @@ PHOTO = Path(__file__).parent.parent / "service" / "rest" / "static" / "samples"
 CLICK = {"prompts": [{"points": [[200, 150, 1]]}]}
 CHANNELS = 4
 LEAD_S = 1.5  # until the first request is due: processes have started by then
+MAX_IDLE_S = 2.0  # of a connection: servers close idle ones, and a request may meet that on its way
 OK = "ok"
 
 
@@ -179,7 +181,7 @@ def _reason_of(error: grpc.aio.AioRpcError) -> tuple[str, float | None]:
 async def _over_http(load: Load) -> "AsyncIterator[Send]":
     """Send each request over a connection that is idle, or a new one."""
     host, _, port = load.address.rpartition(":")
-    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
     headers = load.metadata | {"host": load.address, "x-request-timeout": f"{load.deadline_s:g}"}
     body = json.dumps(CLICK).encode() if load.kind == "prompt" else PHOTO.read_bytes()
     content_type = "application/json" if load.kind == "prompt" else "image/jpeg"
@@ -191,8 +193,11 @@ async def _over_http(load: Load) -> "AsyncIterator[Send]":
             line = f"POST /v1/images/{load.image_id}/masks HTTP/1.1\r\n"
         else:
             line = f"PUT /v1/images/{load.image_id}-{load.seed}-{number} HTTP/1.1\r\n"
-        connection = idle.pop() if idle else await asyncio.open_connection(host, int(port))
-        reader, writer = connection
+        idle_since_s, reader, writer = idle.pop() if idle else (-math.inf, None, None)
+        if reader is None or writer is None or monotonic() - idle_since_s > MAX_IDLE_S:
+            if writer is not None:
+                writer.close()
+            reader, writer = await asyncio.open_connection(host, int(port))
         try:
             writer.write(line.encode() + rest)
             outcome, retry_after_s, reusable = await _answer(reader)
@@ -200,7 +205,7 @@ async def _over_http(load: Load) -> "AsyncIterator[Send]":
             writer.close()
             raise
         if reusable:
-            idle.append(connection)
+            idle.append((monotonic(), reader, writer))
         else:
             writer.close()
         return outcome, retry_after_s
@@ -208,7 +213,7 @@ async def _over_http(load: Load) -> "AsyncIterator[Send]":
     try:
         yield send
     finally:
-        for _, writer in idle:
+        for _, _, writer in idle:
             writer.close()
 
 

@@ -77,7 +77,7 @@ def test_a_tenant_at_twenty_times_its_share_does_not_move_the_others(
         f"{refused} of the greedy one's refused, load {os.getloadavg()[0]:.0f}",
     )
     assert refused > 0
-    assert answered >= (0.99 if full else 0.7) * asked
+    assert answered >= (0.95 if full else 0.7) * asked
     assert moved < (0.1 if full else 2.0)
 
 

@@ -50,21 +50,27 @@ def as_told(samples: Samples) -> None:
 def test_at_ten_times_the_capacity_goodput_stays_and_refusals_come_at_once(
     slow: RunningService, transport: str, report: Report, *, full: bool
 ) -> None:
-    seconds = 30.0 if full else 2.5
-    (peak,) = run_loads(load(slow, transport, 1.5 * CAPACITY, seconds))
-    before_s = worker_cpu_s(slow)
-    (over,) = run_loads(load(slow, transport, OVERLOAD * CAPACITY, seconds))
-    cpu_ms = 1000 * (worker_cpu_s(slow) - before_s) / len(over.all)
-    as_told(peak)
-    as_told(over)
+    rounds, seconds = (4, 10.0) if full else (1, 2.5)
+    peak_rate, over_rate, cpu_s, over = 0.0, 0.0, 0.0, Samples(load(slow, transport, OVERLOAD * CAPACITY, seconds))
+    for _ in range(rounds):  # in turns, so that whatever else this machine does meets both alike
+        (peak,) = run_loads(load(slow, transport, 1.5 * CAPACITY, seconds))
+        before_s = worker_cpu_s(slow)
+        (one,) = run_loads(over.load)
+        cpu_s += worker_cpu_s(slow) - before_s
+        as_told(peak)
+        as_told(one)
+        peak_rate += peak.goodput(seconds / 5)
+        over_rate += one.goodput(seconds / 5)
+        over.all += one.all
     refused = over.of("overloaded")
     assert len(refused) > 0.6 * len(over.all)  # refused, not queued
     assert len(over.of(OK)) > 0
-    part = over.goodput(seconds / 5) / peak.goodput(seconds / 5)
+    part = over_rate / peak_rate
     p99_ms = 1000 * over.quantile_s(0.99, "overloaded")
     where = f"{transport}, load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
     report("overload is refused early", "at 10x: goodput >= 95 % of peak", f"{100 * part:.0f} % ({where})")
     report("overload is refused early", "at 10x: refusal p99 <= 10 ms", f"{p99_ms:.1f} ms ({where})")
+    cpu_ms = 1000 * cpu_s / len(over.all)
     report("overload is refused early", "CPU per request at 10x", f"{cpu_ms:.1f} ms of a core ({transport})")
     # A refusal must not wait for anything that the model does: even a busy machine tells their medians apart.
     assert over.quantile_s(0.5, "overloaded") < over.quantile_s(0.5, OK)
