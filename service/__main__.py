@@ -17,6 +17,7 @@ SAMPLE = Path(__file__).parent / "rest" / "static" / "samples" / "coins.jpg"
 READY = """
 Segment Anything is ready.
 
+  try it         {base}/
   documentation  {base}/docs
   gRPC           {host}:{grpc_port}
   metrics        http://{host}:{metrics_port}/metrics

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from service.cache.contract import CacheLevel, TensorShapes
+from service.everything import Parameters
 from service.mask import DEFAULT_OUTPUT, Mask, MaskOutput
 from service.prompt import Prompt
+from service.records import Record
 from service.tensors import Geometry
 
 # Digests, one of which the cached image must have (none: it cannot match); ANY_DIGEST: there must be one; None: as is.
@@ -89,5 +91,32 @@ class SegmentResult:
 
     image: ImageRecord
     results: tuple[tuple[Mask, ...], ...]
+    cache: CacheLevel
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class EverythingRequest:
+    """How to look for everything in one image; `if_match` is what must be cached for it to be answered."""
+
+    parameters: Parameters
+    if_match: IfMatch = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far everything-mode is: `batches` of points decoded of `batches_in_all`, and `masks` found so far."""
+
+    batches: int
+    batches_in_all: int
+    masks: int
+
+
+@dataclass(frozen=True, slots=True)
+class EverythingResult:
+    """The masks of everything in one image; `cache` is a miss if the encoder ran, for the image or for a crop."""
+
+    image: ImageRecord
+    records: tuple[Record, ...]
     cache: CacheLevel
     timings: Timings

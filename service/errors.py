@@ -18,13 +18,23 @@ class SegmentError(Exception):
         message: One sentence that says what is wrong and what to do. It must hold no upstream text, path or key.
         field: The part of the request at fault, e.g. "prompts[0].box"; empty when no single field is.
         retry_after_s: When to come back, where that is known; None: what is usual for this kind.
+
+    On the client's side an error also has what the service said of it:
+
+    Attributes:
+        reason: The stable name of this kind of error, e.g. "image_not_cached".
+        retry_after_s: How long to wait before the same request can be answered; None where waiting does not help.
     """
+
+    reason: str = ""
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, *, field: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
-        self.retry_after_s = retry_after_s
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
 
 class InvalidPromptError(SegmentError):

@@ -6,37 +6,44 @@ The seam to the model is `service.backend.Backend`.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
-import numpy as np
+from functools import cache as memoised
+from functools import partial
 
 from service.admission.contract import Lane
 from service.admission.permits import Permits
 from service.admission.rates import Rates
-from service.answers import EmbedResult, IfMatch, ImageRecord, ImageRef, Model, SegmentRequest, SegmentResult, Timings
-from service.backend import Backend
-from service.cache.contract import CachedImage, CacheLevel, Embedding, Prepared, Wanted
-from service.cache.embeddings import EmbeddingCache, cache_key
+from service.answers import (
+    EmbedResult,
+    EverythingRequest,
+    EverythingResult,
+    IfMatch,
+    ImageRecord,
+    ImageRef,
+    Model,
+    SegmentRequest,
+    SegmentResult,
+    Timings,
+)
+from service.backend import Backend, DecoderOutput
+from service.cache.contract import CachedImage, CacheLevel, Wanted
+from service.cache.embeddings import EmbeddingCache
 from service.errors import (
     DeadlineExceededError,
     DrainingError,
     ImageNotCachedError,
-    ModelUnavailableError,
     OverloadedError,
     SegmentError,
 )
-from service.image import EncoderInput, ImageLimits, decode_image, digest_of, letterbox
+from service.everything import Crop, check_parameters
+from service.generation import Generation, Means, OnProgress
+from service.image import ImageLimits, decode_image
+from service.images import Found, Images, Pixels
 from service.mask import Mask, check_output, chosen_candidates, masks_from_logits
 from service.preconditions import check_image_id, check_match, not_cached
-from service.prompt import Point, Prompt, batches_from_prompts, check_prompts
+from service.prompt import PromptBatch, batches_from_prompts, check_prompts
+from service.readiness import Readiness
 from service.stopwatch import Stopwatch
 from service.upscaling import Frame
-
-if TYPE_CHECKING:
-    from service.cache.arena import Region
-
-CANARY = Prompt((Point(1, 1),))
 
 
 class Segmenter:
@@ -74,15 +81,15 @@ class Segmenter:
         self._rates = rates
         self._max_deadline_s = max_deadline_s
         self._on_done = on_done
-        self._secret = secret
-        self._model: Model | None = None
-        self._ready = False
-        self._region: Region | None = None
+        self._readiness = Readiness(backend, cache)
+        self._images = Images(
+            backend=backend, cache=cache, readiness=self._readiness, max_encode_s=max_deadline_s, secret=secret
+        )
 
     @property
     def ready(self) -> bool:
         """Whether the last canary came through and new requests are taken."""
-        return self._ready and not self.retiring and not self.draining
+        return self._readiness.is_answering and not self.retiring and not self.draining
 
     @property
     def model(self) -> Model:
@@ -91,40 +98,11 @@ class Segmenter:
         Raises:
             ModelUnavailableError: none has answered yet.
         """
-        if self._model is None:
-            raise ModelUnavailableError("the model is not loaded yet; come back in a moment")
-        return self._model
+        return self._readiness.model
 
     async def probe(self, timeout_s: float) -> None:
-        """Run a canary through the decoder, after a failure or a change of model through the encoder too.
-
-        Raises:
-            ModelUnavailableError, OverloadedError, DeadlineExceededError: the model does not answer; not ready.
-            StartError: there is no room for the cache.
-        """
-        try:
-            await self._send_canary(timeout_s)
-        except SegmentError:
-            self._ready = False
-            raise
-        self._ready = True
-
-    async def _send_canary(self, timeout_s: float) -> None:
-        model = await self._backend.describe(timeout_s)
-        if model != self._model:
-            self._model = None  # nothing is answered by halves of two models
-        region, answers = await self._cache.open(model.identity, model.tensors)
-        if not self._ready or self._model is None or region != self._region:
-            self._ready, self._region = False, region
-            await self._backend.attach(region, answers, timeout_s)
-            side = model.geometry.input_size
-            blank = EncoderInput(np.zeros((side, side, 3), np.uint8), (side, side))
-            await self._backend.encode(blank, self._cache.canary(), timeout_s)
-        (batch,) = batches_from_prompts([CANARY], (1.0, 1.0))
-        output = await self._backend.decode(self._cache.canary(), batch, timeout_s)
-        if not np.isfinite(output.iou_scores).all():
-            raise ModelUnavailableError("the model answers a canary with values that are not finite")
-        self._model = model
+        """Run a canary through the model; see `Readiness.probe`."""
+        await self._readiness.probe(timeout_s)
 
     async def adapt(self, timeout_s: float) -> None:
         """Let in as many at once as keep the model's queue short; without word of it, as many as before."""
@@ -144,12 +122,12 @@ class Segmenter:
         """
         check_image_id(ref.image_id)
         async with self._admitted(Lane.ENCODE, ref, deadline_s) as watch:
-            wanted = await self._wanted(ref, data, if_match)
+            wanted = await self._images.wanted(ref, data, if_match)
             created = not self._cache.has(wanted.key)
-            image, level = await self._get_or_encode(wanted, data, watch)
+            image, level = await self._get_or_encode(wanted, partial(decode_image, data, self.limits), watch)
             if image.place is None:
                 raise OverloadedError("the cache has no room for another image at present; come back in a moment")
-            return EmbedResult(self._record(image), created, level, self._done(watch, level, 0))
+            return EmbedResult(self._images.record(image), created, level, self._done(watch, level, 0))
 
     async def segment(self, ref: ImageRef, request: SegmentRequest, deadline_s: float | None = None) -> SegmentResult:
         """Answer prompts on a cached image.
@@ -159,7 +137,7 @@ class Segmenter:
         """
         check_image_id(ref.image_id)
         async with self._admitted(Lane.PROMPT, ref, deadline_s) as watch:
-            image, level = await self._find(ref)
+            image, level = await self._images.find(ref)
             check_match(image, request.if_match)
             watch.lap("queue")
             return await self._answer(image, level, request, watch)
@@ -177,9 +155,9 @@ class Segmenter:
         if ref.image_id:
             check_image_id(ref.image_id)
         async with self._admitted(Lane.ENCODE, ref, deadline_s) as watch:
-            wanted = await self._wanted(ref, data, request.if_match)
+            wanted = await self._images.wanted(ref, data, request.if_match)
             for _ in range(2):
-                image, level = await self._get_or_encode(wanted, data, watch)
+                image, level = await self._get_or_encode(wanted, partial(decode_image, data, self.limits), watch)
                 with suppress(ImageNotCachedError):  # recycled during the decode: the bytes are here, so once more
                     return await self._answer(image, level, request, watch)
         raise OverloadedError("the cache cannot keep the image for as long as an answer takes; come back in a moment")
@@ -188,16 +166,50 @@ class Segmenter:
         """Return what is known of a cached image."""
         check_image_id(ref.image_id)
         self._count(ref)
-        return self._record((await self._find(ref))[0])
+        return self._images.record((await self._images.find(ref))[0])
 
     async def delete(self, ref: ImageRef, *, if_match: IfMatch = None) -> None:
         """Forget an image."""
         check_image_id(ref.image_id)
         self._count(ref)
-        if if_match is not None:
-            check_match((await self._find(ref))[0], if_match)
-        if not await self._cache.delete(self._key(ref)):
-            raise not_cached()
+        await self._images.delete(ref, if_match)
+
+    async def everything(
+        self,
+        ref: ImageRef,
+        request: EverythingRequest,
+        data: bytes | None = None,
+        *,
+        deadline_s: float | None = None,
+        on_progress: OnProgress,
+    ) -> EverythingResult:
+        """Find masks of everything in an image, as the original's automatic generator does.
+
+        Without `data` the image must be cached, and so must its crops where layers of them are asked for. With it, what
+        is not cached is encoded; `if_match` and an empty id are as in `segment_bytes`.
+        `on_progress` is awaited after each batch, under the request's deadline; what it raises ends the request.
+
+        Raises:
+            SegmentError: any of its kinds.
+        """
+        if ref.image_id or data is None:
+            check_image_id(ref.image_id)
+        check_parameters(request.parameters)
+        async with self._admitted(Lane.ENCODE, ref, deadline_s) as watch:
+            if data is None:
+                found = await self._images.find(ref)
+                check_match(found[0], request.if_match)
+                watch.lap("queue")
+                return await self._generate(ref.tenant, found, request, None, watch, on_progress)
+            wanted = await self._images.wanted(ref, data, request.if_match)
+            pixels: Pixels = partial(decode_image, data, self.limits)
+            if request.parameters.crop_n_layers:
+                pixels = memoised(pixels)  # decoded once, however many crops are cut
+            for _ in range(2):
+                found = await self._get_or_encode(wanted, pixels, watch)
+                with suppress(ImageNotCachedError):  # as in `segment_bytes`
+                    return await self._generate(ref.tenant, found, request, pixels, watch, on_progress)
+        raise OverloadedError("the cache cannot keep the image for as long as an answer takes; come back in a moment")
 
     @asynccontextmanager
     async def _admitted(self, lane: Lane, ref: ImageRef, deadline_s: float | None) -> AsyncIterator[Stopwatch]:
@@ -217,38 +229,8 @@ class Segmenter:
         if self._rates is not None:
             self._rates.take(ref.tenant)
 
-    async def _find(self, ref: ImageRef) -> tuple[CachedImage, CacheLevel]:
-        found = await self._cache.find(Wanted(self._key(ref), ref.tenant, ref.image_id))
-        if found is None:
-            raise not_cached()
-        return found
-
-    async def _wanted(self, ref: ImageRef, data: bytes, if_match: IfMatch) -> Wanted:
-        """Name the image that an upload brings, unless `if_match` is not what is cached under that name."""
-        digest = await asyncio.to_thread(digest_of, data)
-        ref = ref if ref.image_id else replace(ref, image_id=digest)
-        wanted = Wanted(self._key(ref), ref.tenant, ref.image_id, digest)
-        if if_match is not None:
-            found = await self._cache.find(replace(wanted, digest=None))
-            check_match(None if found is None else found[0], if_match)
-        return wanted
-
-    async def _get_or_encode(self, wanted: Wanted, data: bytes, watch: Stopwatch) -> tuple[CachedImage, CacheLevel]:
-        side = self.model.geometry.input_size
-
-        async def prepare() -> Prepared:
-            rgb = await asyncio.to_thread(decode_image, data, self.limits)
-            placed = await asyncio.to_thread(letterbox, rgb, side)
-            if not self._ready:  # before a slot is claimed: an image that is kept must not go for one that cannot come
-                raise ModelUnavailableError("the model does not answer at present; come back in a moment")
-
-            async def encode(destination: Embedding) -> None:
-                # Shared by all who wait for this image: under the longest deadline, not under the first caller's.
-                await self._backend.encode(placed, destination, self._max_deadline_s)
-
-            return Prepared((rgb.shape[0], rgb.shape[1]), placed.valid_size, encode)
-
-        found = await self._cache.get_or_encode(wanted, prepare)
+    async def _get_or_encode(self, wanted: Wanted, pixels: Pixels, watch: Stopwatch) -> Found:
+        found = await self._images.get_or_encode(wanted, pixels)
         watch.lap("encode")
         return found
 
@@ -261,9 +243,7 @@ class Segmenter:
         scale = (image.valid_size[1] / image.size[1], image.valid_size[0] / image.size[0])
         results: dict[int, tuple[Mask, ...]] = {}
         for batch in batches_from_prompts(request.prompts, scale):
-            output = await self._backend.decode(image.embedding, batch, watch.left_s())
-            if not self._cache.is_current(image):  # the slot was given away meanwhile: whose masks these are is unknown
-                raise not_cached()
+            output = await self._decode(image, batch, watch)
             watch.lap("decode")
             for place, logits, scores in zip(batch.places, output.low_res_masks, output.iou_scores, strict=False):
                 is_ambiguous = request.prompts[place].is_ambiguous
@@ -275,15 +255,47 @@ class Segmenter:
             watch.lap("masks")
         timings = self._done(watch, level, len(request.prompts))
         in_order = tuple(results[place] for place in range(len(request.prompts)))
-        return SegmentResult(self._record(image), in_order, level, timings)
+        return SegmentResult(self._images.record(image), in_order, level, timings)
+
+    async def _decode(self, image: CachedImage, batch: PromptBatch, watch: Stopwatch) -> DecoderOutput:
+        output = await self._backend.decode(image.embedding, batch, watch.left_s())
+        if not self._cache.is_current(image):  # the slot was given away meanwhile: whose masks these are is unknown
+            raise not_cached()
+        return output
+
+    async def _generate(
+        self,
+        tenant: str,
+        found: Found,
+        request: EverythingRequest,
+        pixels: Pixels | None,
+        watch: Stopwatch,
+        on_progress: OnProgress,
+    ) -> EverythingResult:
+        whole, level = found
+        levels = {level}
+
+        async def find_crop(crop: Crop) -> CachedImage:
+            if crop.layer == 0:
+                return whole
+            image, found_at = await self._images.crop(tenant, whole, crop, pixels)
+            levels.add(found_at)
+            watch.lap("encode")
+            return image
+
+        async def decode(image: CachedImage, batch: PromptBatch) -> DecoderOutput:
+            for used in (whole, image):  # this takes longer than a lease
+                self._cache.touch(used)
+            return await self._decode(image, batch, watch)
+
+        means = Means(find_crop, decode, on_progress)
+        generation = Generation(request.parameters, whole.size, self.model.geometry.input_size, means, watch)
+        records = await generation.run()
+        level = CacheLevel.MISS if CacheLevel.MISS in levels else level
+        timings = self._done(watch, level, generation.points)
+        return EverythingResult(self._images.record(whole), tuple(records), level, timings)
 
     def _done(self, watch: Stopwatch, level: CacheLevel, prompts: int) -> Timings:
         timings = watch.timings(level, prompts)
         self._on_done(timings)
         return timings
-
-    def _key(self, ref: ImageRef) -> bytes:
-        return cache_key(self._secret, ref.tenant, self.model.identity, ref.image_id)
-
-    def _record(self, image: CachedImage) -> ImageRecord:
-        return ImageRecord(image.image_id, image.digest, image.size, self.model.identity, image.nbytes)

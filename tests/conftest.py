@@ -6,10 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 from skimage import data
 
 from tests.running import RunningService
+
+settings.register_profile("any machine", deadline=None)  # tests never assert speed
+settings.load_profile("any machine")
 
 
 @pytest.hookimpl(wrapper=True)

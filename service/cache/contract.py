@@ -65,12 +65,16 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which image a request is about; `digest` is None when it brings no bytes and takes what is there."""
+    """Which image a request is about; `digest` is None when it brings no bytes and takes what is there.
+
+    With `is_local` the second level is left out: nothing is sought, kept or forgotten there.
+    """
 
     key: bytes
     tenant: str
     image_id: str
     digest: str | None = None
+    is_local: bool = False
 
 
 class Store(Protocol):

@@ -123,6 +123,10 @@ class EmbeddingCache:
         """Whether something is kept under `key` on this machine."""
         return self._shelf.has(key)
 
+    def touch(self, image: CachedImage) -> None:
+        """Count an image as used, so that its slot is not given away while somebody works with it for long."""
+        self._shelf.touch(image.key)
+
     def is_current(self, image: CachedImage) -> bool:
         """Whether the image's slot still is the image's: asked after a decode, whose answer is worthless if not."""
         return self._shelf.holds(image)
@@ -135,13 +139,17 @@ class EmbeddingCache:
             self._store.delete(key)
         return known
 
+    def delete_parts(self, tenant: str, image_id: str) -> None:
+        """Forget what is kept of parts of an image, all local: what is named by its id, "#", and more."""
+        self._shelf.delete_parts(tenant, image_id)
+
     async def find(self, wanted: Wanted) -> tuple[CachedImage, CacheLevel] | None:
         """Return the image and the level it was found at, or None."""
         shelf = self._shelf
         image = shelf.look_up(wanted)
         if image is not None:
             return image, CacheLevel.MEMORY
-        if self._store is None:
+        if self._store_for(wanted) is None:
             return None
         return await self._flights.share((wanted.key, None), lambda: self._fetch(shelf, wanted), _not_counted)
 
@@ -195,9 +203,13 @@ class EmbeddingCache:
         await prepared.encode(embedding)
         if shelf.has(wanted.key):
             shelf.delete(wanted.key)
-        if self._store is not None:
-            self._store.delete(wanted.key)
+        store = self._store_for(wanted)
+        if store is not None:
+            store.delete(wanted.key)
         return shelf.private_image(self._header(shelf, wanted, prepared, 0), embedding)
+
+    def _store_for(self, wanted: Wanted) -> Store | None:
+        return None if wanted.is_local else self._store
 
     def _header(self, shelf: Shelf, wanted: Wanted, prepared: Prepared, generation: int) -> Header:
         return Header(
@@ -218,13 +230,15 @@ class EmbeddingCache:
             shelf.abandon(claim, written=not isinstance(error, OverloadedError))
             raise
         image = shelf.publish(claim, wanted.tenant, self._header(shelf, wanted, prepared, claim.generation))
-        if self._store is not None and image.place is not None:
-            self._store.put(wanted.key, shelf.arena.record(claim.slot))
+        store = self._store_for(wanted)
+        if store is not None and image.place is not None:
+            store.put(wanted.key, shelf.arena.record(claim.slot))
         return image
 
     async def _fetch(self, shelf: Shelf, wanted: Wanted) -> tuple[CachedImage, CacheLevel] | None:
         """Take the image from the second level into a slot."""
-        record = None if self._store is None else await self._store.get(wanted.key)
+        store = self._store_for(wanted)
+        record = None if store is None else await store.get(wanted.key)
         if record is None:
             return None
         try:

@@ -270,10 +270,16 @@ class Index:
                 ).rowcount
             )
 
+    def delete_parts(self, tenant: str, image_id: str) -> None:
+        """Forget what is ready of an image's parts: what the tenant has under the image's id, "#", and more."""
+        free = "UPDATE slots SET key = NULL, reusable_s = ? WHERE key IS NOT NULL AND tenant = ? AND image_id > ? "
+        with self._transaction():  # "$" follows "#"
+            values = (monotonic() + self._limits.lease_s, tenant, f"{image_id}#", f"{image_id}$")
+            self._database.execute(free + "AND image_id < ?", values)
+
     def count(self) -> int:
         """Return how many slots are ready."""
-        (count,) = self._database.execute("SELECT count(*) FROM slots WHERE key IS NOT NULL").fetchone()
-        return int(count)
+        return int(self._database.execute("SELECT count(*) FROM slots WHERE key IS NOT NULL").fetchone()[0])
 
     def entries(self) -> Iterator[Entry]:
         """Yield what is ready, most recently used first."""

@@ -4,7 +4,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCHEMA = """
 CREATE TABLE slots (
     slot INTEGER PRIMARY KEY,
@@ -18,6 +18,7 @@ CREATE TABLE slots (
 CREATE INDEX slots_by_age ON slots (last_used_s) WHERE key IS NOT NULL;
 CREATE INDEX slots_by_creation ON slots (created_s) WHERE key IS NOT NULL;
 CREATE INDEX slots_by_tenant ON slots (tenant, last_used_s) WHERE key IS NOT NULL;
+CREATE INDEX slots_by_name ON slots (tenant, image_id) WHERE key IS NOT NULL;
 CREATE TABLE claims (
     key BLOB NOT NULL, digest TEXT NOT NULL,
     slot INTEGER NOT NULL, generation INTEGER NOT NULL,

@@ -5,7 +5,8 @@ finds its images no longer current, and its writes refused.
 """
 
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from time import monotonic
 
 import numpy as np
@@ -48,6 +49,11 @@ class Shelf:
             return self._index.find(key, touch=False) is not None
         except IndexUnavailableError:
             return False
+
+    def touch(self, key: bytes) -> None:
+        """Count what is kept under `key` as used."""
+        with suppress(IndexUnavailableError):
+            self._index.find(key)
 
     def look_up(self, wanted: Wanted) -> CachedImage | None:
         """Return the image of that key, and of that digest if one is wanted, and count it as used."""
@@ -172,7 +178,23 @@ class Shelf:
         Raises:
             OverloadedError: the index cannot be written now.
         """
-        try:
+        with _told():
             return self._index.delete(key)
-        except IndexUnavailableError as error:
-            raise OverloadedError("the cache cannot be changed at present; come back in a moment") from error
+
+    def delete_parts(self, tenant: str, image_id: str) -> None:
+        """Forget the parts of an image; see `Index.delete_parts`.
+
+        Raises:
+            OverloadedError: the index cannot be written now.
+        """
+        with _told():
+            self._index.delete_parts(tenant, image_id)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Let those who must know hear that the index cannot be written."""
+    try:
+        yield
+    except IndexUnavailableError as error:
+        raise OverloadedError("the cache cannot be changed at present; come back in a moment") from error

@@ -20,6 +20,7 @@ from service.image import too_many_bytes
 from service.logs import log_failure
 from service.metrics import CANCELLED, OK, Metrics
 from service.prompt import MAX_MASK_INPUTS
+from service.rest.page import page
 from service.rest.problems import problem, problem_from_error, problem_from_validation
 from service.rest.routes import health, router
 from service.rest.schemas import Problem
@@ -49,6 +50,7 @@ def create_app(segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics) -
     app.state.authoriser = authoriser
     app.include_router(router)
     app.include_router(health)
+    app.include_router(page)
     app.add_exception_handler(SegmentError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -2,17 +2,19 @@
 
 import math
 import re
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Header, Path, Request, Response, UploadFile
-from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from service.admission.contract import Lane
-from service.answers import ANY_DIGEST, IfMatch, ImageRef
+from service.answers import ANY_DIGEST, IfMatch, ImageRef, Progress
 from service.errors import InvalidImageIdError, InvalidPromptError
 from service.image import too_many_bytes
 from service.rest import schemas
+from service.rest.everything import EverythingAnswer, EverythingBody, answer_from_everything
 from service.rest.masks import PNG_ANSWER, answer_from_result, png_wanted, request_from_body
 from service.rest.problems import PROBLEMS, problem_from_validation
 from service.segmenter import Segmenter
@@ -206,6 +208,44 @@ async def segment_bytes(  # noqa: PLR0913 - the parts of a request
     return await answer_from_result(result, as_png=as_png)
 
 
+@router.post("/v1/images/{image_id}/everything", summary="Masks of everything in a cached image")
+async def everything(
+    ref: Ref,
+    body: EverythingBody,
+    http: Request,
+    core: Core,
+    deadline_s: Deadline,
+    if_match: Condition,
+) -> EverythingAnswer:
+    """Ask a grid of points and keep the good masks, as the original's SamAutomaticMaskGenerator does."""
+    asked = body.to_request(if_match)
+    result = await core.everything(ref, asked, deadline_s=deadline_s, on_progress=_while_connected(http))
+    return answer_from_everything(result)
+
+
+@router.post("/v1/everything", summary="Image in, masks of everything in it out")
+async def everything_in_bytes(  # noqa: PLR0913 - what a request may bring
+    *,
+    image: Annotated[UploadFile, File(description="The bytes of a JPEG, PNG or WebP still image.")],
+    http: Request,
+    core: Core,
+    ref: Annotated[ImageRef, Depends(upload_ref_of)],
+    deadline_s: Deadline,
+    if_match: Condition,
+    request: Annotated[
+        str, Form(description="JSON of the same form as the body of `/v1/images/{image_id}/everything`.")
+    ] = "{}",
+) -> EverythingAnswer:
+    """For crops, which are cut from the image's bytes, and for clients that keep no ids."""
+    try:
+        asked = EverythingBody.model_validate_json(request).to_request(if_match)
+    except ValidationError as error:
+        raise problem_from_validation(error.errors()) from error
+    watch, data = _while_connected(http), await image.read()
+    result = await core.everything(ref, asked, data, deadline_s=deadline_s, on_progress=watch)
+    return answer_from_everything(result)
+
+
 @router.get("/v1/model", summary="The model being served")
 async def get_model(core: Core, _: Tenant) -> schemas.ModelBody:
     """Name, digest and geometry."""
@@ -227,10 +267,14 @@ async def readyz(core: Core, response: Response) -> schemas.HealthBody:
     return schemas.HealthBody(status="draining" if core.retiring else "model_unavailable")
 
 
-@health.get("/", include_in_schema=False)
-async def index() -> RedirectResponse:
-    """Lead people to the documentation."""
-    return RedirectResponse("docs")
+def _while_connected(request: Request) -> Callable[[Progress], Awaitable[None]]:
+    """Return what ends a long request between two of its steps when the client has left."""
+
+    async def check(_: Progress) -> None:
+        if await request.is_disconnected():
+            raise ClientDisconnect
+
+    return check
 
 
 async def _body(request: Request, core: Segmenter, ref: ImageRef) -> bytes:

@@ -45,7 +45,9 @@ def _output_from_pb(message: pb.SegmentRequest) -> MaskOutput:
     return output
 
 
-def if_match_from_pb(message: pb.EmbedImageRequest | pb.DeleteImageRequest | pb.SegmentRequest) -> IfMatch:
+def if_match_from_pb(
+    message: pb.EmbedImageRequest | pb.DeleteImageRequest | pb.SegmentRequest | pb.SegmentEverythingRequest,
+) -> IfMatch:
     """Return what must be cached: one digest, any ("*"), or whatever is."""
     return (message.if_match,) if message.HasField("if_match") else None
 
@@ -67,7 +69,7 @@ def pb_from_embed_result(result: EmbedResult) -> pb.EmbedImageResponse:
         image=pb_from_image(result.image),
         created=result.created,
         cache=LEVELS[result.cache],
-        timings=_pb_from_timings(result.timings),
+        timings=pb_from_timings(result.timings),
     )
 
 
@@ -77,7 +79,7 @@ def pb_from_result(result: SegmentResult) -> pb.SegmentResponse:
         image=pb_from_image(result.image),
         cache=LEVELS[result.cache],
         results=[pb.Result(masks=[_pb_from_mask(mask) for mask in masks]) for masks in result.results],
-        timings=_pb_from_timings(result.timings),
+        timings=pb_from_timings(result.timings),
     )
 
 
@@ -127,6 +129,7 @@ def _pb_from_mask(mask: Mask) -> pb.Mask:
     return message
 
 
-def _pb_from_timings(timings: Timings) -> pb.Timings:
+def pb_from_timings(timings: Timings) -> pb.Timings:
+    """Return milliseconds, to the microsecond."""
     stages = ("queue", "encode", "decode", "masks", "total")
     return pb.Timings(**{f"{stage}_ms": round(1000 * getattr(timings, f"{stage}_s"), 3) for stage in stages})

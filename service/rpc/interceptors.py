@@ -64,25 +64,31 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler:
-        """Wrap the handler of one of our unary methods; leave health and reflection alone."""
+        """Wrap the handler of one of our methods, which take one message each; leave health and reflection alone."""
         handler = await continuation(details)
         if handler is None or not details.method.startswith(SERVICE_PREFIX):
             return handler
-        return grpc.unary_unary_rpc_method_handler(
+        wrap = (
+            grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        return wrap(
             self._observed(details.method.rpartition("/")[2], handler),
             response_serializer=handler.response_serializer,
         )
 
     def _observed(
         self, route: str, handler: grpc.RpcMethodHandler
-    ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Message]]:
-        async def observed(data: bytes, context: grpc.aio.ServicerContext) -> Message:
+    ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Message | None]]:
+        """Return the handler, observed; one that streams writes its messages itself and returns none."""
+        handle = handler.unary_stream if handler.response_streaming else handler.unary_unary
+
+        async def observed(data: bytes, context: grpc.aio.ServicerContext) -> Message | None:
             start_s, outcome = monotonic(), OK
             try:
                 with self._permits.body() as grow_body_to:
                     grow_body_to(len(data))
                     request = message_from_bytes(data, handler.request_deserializer)
-                    answer: Message = await handler.unary_unary(request, context)
+                    answer: Message | None = await handle(request, context)
                 return answer  # noqa: TRY300 - what is below is for failures
             except asyncio.CancelledError:
                 left_s = context.time_remaining()  # gRPC itself cancels a call whose deadline has passed

@@ -2,7 +2,7 @@
 
 from grpc.aio import ServicerContext
 
-from service.answers import ImageRef
+from service.answers import ImageRef, Progress
 from service.auth import Authoriser
 from service.errors import InvalidImageIdError
 from service.rpc.convert import (
@@ -13,6 +13,7 @@ from service.rpc.convert import (
     pb_from_result,
     request_from_pb,
 )
+from service.rpc.everything import everything_from_pb, pb_from_progress, pbs_from_everything
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from service.segmenter import Segmenter
@@ -51,6 +52,18 @@ class SegmentAnythingServicer(pb_grpc.SegmentAnythingServicer):
         if request.HasField("image"):
             return pb_from_result(await self._segmenter.segment_bytes(ref, request.image, prompts, deadline_s))
         return pb_from_result(await self._segmenter.segment(ref, prompts, deadline_s))
+
+    async def SegmentEverything(self, request: pb.SegmentEverythingRequest, context: ServicerContext) -> None:
+        """Write progress, then the records of everything in an image, then a summary."""
+        ref, asked = self._ref(request.image_id, context), everything_from_pb(request)
+
+        async def on_progress(progress: Progress) -> None:
+            await context.write(pb_from_progress(progress))
+
+        image, deadline_s = request.image if request.HasField("image") else None, context.time_remaining()
+        result = await self._segmenter.everything(ref, asked, image, deadline_s=deadline_s, on_progress=on_progress)
+        for message in pbs_from_everything(result):
+            await context.write(message)
 
     async def GetModel(self, request: pb.GetModelRequest, context: ServicerContext) -> pb.GetModelResponse:  # noqa: ARG002
         """Return the model being served."""

@@ -41,6 +41,12 @@ class Caller(Protocol):
     def segment_bytes(
         self, data: bytes, body: Mapping[str, Any], image_id: str = "", if_match: str | None = None
     ) -> dict[str, Any] | Failure: ...
+    def everything(
+        self, image_id: str, body: Mapping[str, Any], if_match: str | None = None
+    ) -> dict[str, Any] | Failure: ...
+    def everything_in_bytes(
+        self, data: bytes, body: Mapping[str, Any], image_id: str = "", if_match: str | None = None
+    ) -> dict[str, Any] | Failure: ...
     def model(self) -> dict[str, Any] | Failure: ...
 
 
@@ -78,6 +84,19 @@ class RestCaller:
         headers = _condition(if_match) | ({"x-image-id": image_id} if image_id else {})
         form = {"request": json.dumps(body)}
         return self._call("POST", "/v1/masks", files={"image": data}, data=form, headers=headers)
+
+    def everything(
+        self, image_id: str, body: Mapping[str, Any], if_match: str | None = None
+    ) -> dict[str, Any] | Failure:
+        headers = {"content-type": "application/json"} | _condition(if_match)
+        return self._call("POST", f"/v1/images/{image_id}/everything", content=json.dumps(body), headers=headers)
+
+    def everything_in_bytes(
+        self, data: bytes, body: Mapping[str, Any], image_id: str = "", if_match: str | None = None
+    ) -> dict[str, Any] | Failure:
+        headers = _condition(if_match) | ({"x-image-id": image_id} if image_id else {})
+        form = {"request": json.dumps(body)}
+        return self._call("POST", "/v1/everything", files={"image": data}, data=form, headers=headers)
 
     def model(self) -> dict[str, Any] | Failure:
         return self._call("GET", "/v1/model")
@@ -143,6 +162,40 @@ class GrpcCaller:
         names = ("name", "digest", "input_size", "max_prompts", "max_points", "mask_size")
         return {name: getattr(answer, name) for name in names} | {"embedding_shape": list(answer.embedding_shape)}
 
+    def everything(
+        self, image_id: str, body: Mapping[str, Any], if_match: str | None = None
+    ) -> dict[str, Any] | Failure:
+        return self._everything(_everything_request(body, image_id=image_id, if_match=if_match))
+
+    def everything_in_bytes(
+        self, data: bytes, body: Mapping[str, Any], image_id: str = "", if_match: str | None = None
+    ) -> dict[str, Any] | Failure:
+        return self._everything(_everything_request(body, image_id=image_id, image=data, if_match=if_match))
+
+    def _everything(self, request: pb.SegmentEverythingRequest) -> dict[str, Any] | Failure:
+        """Read the whole stream, whose order must be progress, records, summary."""
+        try:
+            events = list(self._stub.SegmentEverything(request, metadata=self._metadata))
+        except grpc.RpcError as error:
+            self.code = error.code()
+            return _failure(error)
+        self.code = grpc.StatusCode.OK
+        kinds = [event.WhichOneof("event") for event in events]
+        summary = events[-1].summary
+        batches = kinds.count("progress")
+        assert kinds == ["progress"] * batches + ["record"] * summary.records + ["summary"]
+        assert [event.progress.batches for event in events[:batches]] == list(range(1, batches + 1))
+        assert {event.progress.batches_in_all for event in events[:batches]} == {batches}
+        size = [summary.image.size.height, summary.image.size.width]
+        found = {
+            "image_id": summary.image.image_id,
+            "size": size,
+            "model": summary.image.model,
+            "cache": _level(summary.cache),
+            "records": [_record(event.record, size) for event in events[batches:-1]],
+        }
+        return _comparable(found)
+
     def _segment(self, request: pb.SegmentRequest) -> dict[str, Any] | Failure:
         answer = self._call("Segment", request)
         if isinstance(answer, Failure):
@@ -206,6 +259,26 @@ def _request(body: Mapping[str, Any]) -> pb.SegmentRequest:
     return request
 
 
+def _everything_request(body: Mapping[str, Any], **others: Any) -> pb.SegmentEverythingRequest:  # noqa: ANN401 - by name
+    """Return the protobuf of an HTTP body."""
+    grids = [pb.PointGrid(xy=[part for point in grid for part in point]) for grid in body.get("point_grids", [])]
+    given = {name: value for name, value in body.items() if name != "point_grids"}
+    return pb.SegmentEverythingRequest(**given, **others, point_grids=grids)
+
+
+def _record(record: pb.Record, size: list[int]) -> dict[str, Any]:
+    bbox, crop_box = ([box.x, box.y, box.width, box.height] for box in (record.bbox, record.crop_box))
+    return {
+        "segmentation": {"size": size, "counts": record.rle_counts.decode()},
+        "area": record.area,
+        "bbox": bbox,
+        "predicted_iou": record.predicted_iou,
+        "point_coords": [[record.point_x, record.point_y]],
+        "stability_score": record.stability_score,
+        "crop_box": crop_box,
+    }
+
+
 def packed(data: bytes) -> str:
     """Return logits as JSON carries them."""
     return base64.b64encode(zlib.compress(data, 1)).decode()
@@ -250,4 +323,6 @@ def _comparable(answer: dict[str, Any]) -> dict[str, Any]:
     for result in answer.get("results", []):
         for mask in result["masks"]:
             mask["score"] = round(mask["score"], 4)
+    for record in answer.get("records", []):
+        record["predicted_iou"] = round(record["predicted_iou"], 4)
     return {name: value for name, value in answer.items() if name != "timings_ms"}

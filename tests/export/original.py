@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -42,15 +43,24 @@ def stand_in_for_torchvision() -> None:
             setattr(module, function, None)
 
 
-def original_sam(shape: Architecture, seed: int = 0) -> Any:
-    """Build the original's `Sam` of any architecture, weights as PyTorch initialises them, positions not zero."""
+def original_module(name: str) -> Any:
+    """Import a module of the original package, e.g. "utils.amg"."""
     stand_in_for_torchvision()
     try:
-        from segment_anything import modeling  # noqa: PLC0415 - only with the stand-in
+        return import_module(f"segment_anything.{name}")
     finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]  # others look for a real one
+        for stand_in in [module for module in sys.modules if module.partition(".")[0] == "torchvision"]:
+            del sys.modules[stand_in]  # others look for a real one
 
+
+def original_amg() -> Any:
+    """Return the module of the functions that the original's automatic mask generator is made of."""
+    return original_module("utils.amg")
+
+
+def original_sam(shape: Architecture, seed: int = 0) -> Any:
+    """Build the original's `Sam` of any architecture, weights as PyTorch initialises them, positions not zero."""
+    modeling = original_module("modeling")
     torch.manual_seed(seed)
     grid = (shape.grid, shape.grid)
     sam = modeling.Sam(

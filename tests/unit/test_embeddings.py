@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -322,6 +323,24 @@ def replicas(store: DictStore) -> object:
             EmbeddingCache(name=name, max_bytes=1_000_000, limits=Limits(60, 0), observer=Counts(), store=store)
             for name in (one, two)
         ]
+
+
+def test_what_is_local_neither_enters_nor_leaves_the_second_level() -> None:
+    async def scenario(cache: EmbeddingCache, other: EmbeddingCache, store: DictStore) -> None:
+        encoder, local = Encoder(), replace(wanted(), is_local=True)
+        for each in (cache, other):
+            await each.open("model", TENSORS)
+        await cache.get_or_encode(wanted(), encoder.image(7))
+        before = dict(store.records)
+        assert await other.find(local) is None
+        assert (await other.get_or_encode(local, encoder.image(8)))[1] is CacheLevel.MISS
+        assert store.records == before
+        cache.close()
+        other.close()
+
+    store = DictStore()
+    with replicas(store) as caches:
+        asyncio.run(scenario(*caches, store))
 
 
 def test_what_one_replica_encoded_another_takes_from_the_second_level() -> None:

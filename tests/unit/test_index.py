@@ -294,3 +294,13 @@ def test_an_index_that_is_not_ours_is_not_usable(tmp_path: Path, spoil: Callable
     assert not is_usable_index(path, 5)
     spoil(path)
     assert not is_usable_index(path, 4)
+
+
+def test_the_parts_of_an_image_are_forgotten_by_its_name_and_no_others(open_index: Open) -> None:
+    first, second = open_index(), open_index()
+    for name, tenant in (("a", "t"), ("a#0,0,1,1", "t"), ("ab#0,0,1,1", "t"), ("a#0,0,1,2", "other")):
+        claim = first.claim(key(name), "d", tenant)
+        assert claim is not None
+        assert first.publish(claim, tenant, name, no_header)
+    second.delete_parts("t", "a")
+    assert {entry.image_id for entry in first.entries()} == {"a", "ab#0,0,1,1", "a#0,0,1,2"}

@@ -1,8 +1,6 @@
 """Holes and islands, against the original package's own `remove_small_regions`."""
 
-import sys
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,22 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from service.regions import holes_filled, islands_dropped
-from tests.export.original import stand_in_for_torchvision
+from tests.export.original import original_amg
 
 OURS: dict[str, Callable[[np.ndarray, float], tuple[np.ndarray, bool]]] = {
     "holes": holes_filled,
     "islands": islands_dropped,
 }
-
-
-def original_amg() -> ModuleType:
-    stand_in_for_torchvision()
-    try:
-        from segment_anything.utils import amg  # noqa: PLC0415 - only with the stand-in
-    finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-    return amg
 
 
 AMG = original_amg()

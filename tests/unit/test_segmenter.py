@@ -2,58 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco
 
 from service import errors
-from service.admission.permits import Permits
-from service.answers import ImageRef, SegmentRequest, Timings
+from service.answers import ImageRef, SegmentRequest
 from service.cache.contract import CacheLevel, Wanted
-from service.cache.embeddings import EmbeddingCache
-from service.cache.index import Limits
-from service.image import ImageLimits
 from service.mask import Mask, mask_from_logits
 from service.prompt import Point, Prompt
-from service.segmenter import Segmenter
-from tests.arenas import arena_name
 from tests.conftest import encoded
-from tests.fakes import Counts, FakeBackend, fake_model
+from tests.cores import Core, run
+from tests.fakes import fake_model
 
 PHOTO = encoded(np.zeros((32, 64, 3), np.uint8), "PNG")
 OTHER = encoded(np.full((32, 64, 3), 9, np.uint8), "PNG")
 A = ImageRef("tenant", "a")
 CLICK = SegmentRequest((Prompt((Point(20, 10),)),))
-
-
-class Core:
-    """A segmenter, its backend, and the records it handed out."""
-
-    def __init__(self, name: str, *, permits: int = 8, max_deadline_s: float = 5.0) -> None:
-        self.backend = FakeBackend()
-        self.records: list[Timings] = []
-        self.segmenter = Segmenter(
-            backend=self.backend,
-            cache=EmbeddingCache(name=name, max_bytes=1_000_000, limits=Limits(60, 0), observer=Counts()),
-            permits=Permits(permits),
-            limits=ImageLimits(1_000_000, 1_000_000),
-            max_deadline_s=max_deadline_s,
-            secret=b"",
-            on_done=self.records.append,
-        )
-
-
-def run(scenario: Callable[[Core], Coroutine[None, None, None]], **options: float) -> None:
-    async def ready(name: str) -> None:
-        core = Core(name, **options)  # type: ignore[arg-type]
-        await core.segmenter.probe(1.0)
-        core.backend.encodes = core.backend.decodes = 0
-        await scenario(core)
-
-    with arena_name() as name:
-        asyncio.run(ready(name))
 
 
 def test_a_mask_lies_where_the_prompt_points() -> None:
@@ -262,7 +228,7 @@ def test_a_slot_given_away_during_the_decode_costs_the_answer_not_its_truth() ->
         decode = core.backend.decode
 
         async def decode_while_evicted(*arguments: object) -> object:
-            (slot, _) = (await cache.find(Wanted(core.segmenter._key(A), "tenant", "a")))[0].place
+            (slot, _) = (await cache.find(Wanted(core.segmenter._images.key(A), "tenant", "a")))[0].place
             cache._shelf.arena.clear_header(slot)
             return await decode(*arguments)
 

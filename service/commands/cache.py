@@ -1,11 +1,10 @@
-"""The `sam` command line. `sam cache` reads, on the gateway's machine, the index of what is cached there."""
+"""`sam cache` reads, on the gateway's machine, the index of what is cached there."""
 
 import argparse
 import json
 import os
 import re
 import sqlite3
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,22 +13,16 @@ from dataclasses import dataclass
 from service.cache.arena import usage_of
 from service.cache.files import find_files
 from service.cache.index import Entry, Index, Limits
+from service.commands.command import CommandError, Commands, add_command, positive
 
 DEFAULT_HTTP_PORT = "8080"
 ARENA_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 LEASE_S = 5.0  # the longest that a gateway gives a request under way to finish with a slot that was deleted
 DIGEST_CHARACTERS = 12
 
-LS_EXAMPLE = """example:
-  sam cache ls --tenant shop --limit 10"""
-RM_EXAMPLE = """example:
-  sam cache rm cat-1 --tenant shop"""
-STATS_EXAMPLE = """example:
-  sam cache stats --arena sam-8080"""
-
-
-class CommandError(Exception):
-    """A command cannot do what it was asked to. The message is for the person who typed it."""
+LS_EXAMPLE = "sam cache ls --tenant shop --limit 10"
+RM_EXAMPLE = "sam cache rm cat-1 --tenant shop"
+STATS_EXAMPLE = "sam cache stats --arena sam-8080"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +38,7 @@ class OpenCache:
         return (entry for entry in self.index.entries() if tenant in (None, entry.tenant))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command in `argv`, by default the process's own arguments; return the exit code."""
-    parser = argparse.ArgumentParser(prog="sam", description="Segment Anything from the command line.")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    add_cache_commands(commands)
-    arguments = parser.parse_args(argv)
-    try:
-        arguments.run(arguments)
-        sys.stdout.flush()
-    except CommandError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # `sam cache ls | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
-
-
-def add_cache_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_cache_commands(commands: Commands) -> None:
     """Add `cache` and what it can do."""
     about = "See and change what the gateway on this machine has cached."
     actions = commands.add_parser("cache", help=about, description=about).add_subparsers(
@@ -77,28 +52,17 @@ def add_cache_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         metavar="NAME",
         help="which gateway's cache: sam- and its HTTP port (default: %(default)s, from SAM_HTTP_PORT)",
     )
-
-    def add(name: str, about: str, example: str) -> argparse.ArgumentParser:
-        return actions.add_parser(
-            name,
-            help=about,
-            description=about,
-            epilog=example,
-            parents=[arena],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-    ls = add("ls", "List the cached images, most recently used first.", LS_EXAMPLE)
+    about = "List the cached images, most recently used first."
+    ls = add_command(actions, "ls", list_entries, about, LS_EXAMPLE, [arena])
     ls.add_argument("--tenant", metavar="T", help="only this tenant's")
     ls.add_argument("--limit", type=positive, metavar="N", help="at most N")
     ls.add_argument("--json", action="store_true", help="as a JSON array, digests and times (Unix seconds) in full")
-    ls.set_defaults(run=list_entries)
-    rm = add("rm", "Forget an image on this machine; a second level may still hold it.", RM_EXAMPLE)
+    about = "Forget an image on this machine; a second level may still hold it."
+    rm = add_command(actions, "rm", remove_entry, about, RM_EXAMPLE, [arena])
     rm.add_argument("image_id", metavar="IMAGE_ID")
     rm.add_argument("--tenant", metavar="T", help="whose image; needed when several tenants have one of that id")
-    rm.set_defaults(run=remove_entry)
-    stats = add("stats", "Say how full the cache is, whose images it holds and how old they are.", STATS_EXAMPLE)
-    stats.set_defaults(run=print_stats)
+    about = "Say how full the cache is, whose images it holds and how old they are."
+    add_command(actions, "stats", print_stats, about, STATS_EXAMPLE, [arena])
 
 
 def list_entries(arguments: argparse.Namespace) -> None:
@@ -219,14 +183,3 @@ def arena_name(text: str) -> str:
     if not ARENA_NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} cannot name a cache; names are like sam-8080")
     return text
-
-
-def positive(text: str) -> int:
-    """Return a number that is 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return int(text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,7 +15,8 @@ from service.cache.arena import fingerprint_of, open_arena
 from service.cache.files import SHM, Files, find_files
 from service.cache.index import Index, Limits
 from service.cache.record import layout
-from service.client import LEASE_S, main
+from service.commands.cache import LEASE_S
+from service.commands.program import run_command
 from service.image import PREPROCESSING_VERSION
 from service.server import MAX_LEASE_S
 from service.settings import Settings
@@ -70,7 +71,7 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
 
 def test_ls_shows_the_most_recently_used_first(arena: str, capsys: pytest.CaptureFixture[str]) -> None:
     put(arena, ("shop", "old"), ("lab", "new"))
-    assert main(["cache", "ls", "--arena", arena]) == 0
+    assert run_command(["cache", "ls", "--arena", arena]) == 0
     titles, first, second = lines_of(capsys)
     assert titles == ["TENANT", "IMAGE", "ID", "DIGEST", "AGE", "LAST", "USED", "BYTES"]
     assert first == ["lab", "new", "0123456789ab", "0", "s", "0", "s", "ago", "8.0", "KiB"]
@@ -79,44 +80,44 @@ def test_ls_shows_the_most_recently_used_first(arena: str, capsys: pytest.Captur
 
 def test_ls_of_a_tenant_shows_no_other_s(arena: str, capsys: pytest.CaptureFixture[str]) -> None:
     put(arena, ("shop", "cat"), ("lab", "dog"))
-    assert main(["cache", "ls", "--arena", arena, "--tenant", "shop"]) == 0
+    assert run_command(["cache", "ls", "--arena", arena, "--tenant", "shop"]) == 0
     assert [line[:2] for line in lines_of(capsys)[1:]] == [["shop", "cat"]]
 
 
 def test_ls_shows_no_more_than_asked(arena: str, capsys: pytest.CaptureFixture[str]) -> None:
     put(arena, ("shop", "a"), ("shop", "b"), ("shop", "c"))
-    assert main(["cache", "ls", "--arena", arena, "--limit", "2"]) == 0
+    assert run_command(["cache", "ls", "--arena", arena, "--limit", "2"]) == 0
     assert [line[1] for line in lines_of(capsys)[1:]] == ["c", "b"]
 
 
 def test_ls_as_json_has_everything_in_full(arena: str, capsys: pytest.CaptureFixture[str]) -> None:
     put(arena, ("shop", "cat"))
-    assert main(["cache", "ls", "--arena", arena, "--json"]) == 0
+    assert run_command(["cache", "ls", "--arena", arena, "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert record.pop("created_s") == record.pop("last_used_s") > 0
     assert record == {"tenant": "shop", "image_id": "cat", "digest": DIGEST, "bytes": SLOT_BYTES}
 
 
 def test_an_empty_cache_is_no_error(arena: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["cache", "ls", "--arena", arena, "--json"]) == 0
+    assert run_command(["cache", "ls", "--arena", arena, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
-    assert main(["cache", "ls", "--arena", arena]) == 0
-    assert main(["cache", "stats", "--arena", arena]) == 0
+    assert run_command(["cache", "ls", "--arena", arena]) == 0
+    assert run_command(["cache", "stats", "--arena", arena]) == 0
 
 
 def test_looking_is_no_use_of_an_image(arena: str) -> None:
     put(arena, ("shop", "cat"))
     index = Index(files_of(arena).index, LIMITS)
     index._database.execute("UPDATE slots SET last_used_s = 1000")
-    assert main(["cache", "ls", "--arena", arena]) == 0
-    assert main(["cache", "stats", "--arena", arena]) == 0
+    assert run_command(["cache", "ls", "--arena", arena]) == 0
+    assert run_command(["cache", "stats", "--arena", arena]) == 0
     assert [entry.last_used_s for entry in index.entries()] == [1000]
     index.close()
 
 
 def test_rm_forgets_the_image_and_says_what_may_remember_it(arena: str, capsys: pytest.CaptureFixture[str]) -> None:
     put(arena, ("shop", "cat"), ("shop", "dog"))
-    assert main(["cache", "rm", "cat", "--arena", arena]) == 0
+    assert run_command(["cache", "rm", "cat", "--arena", arena]) == 0
     said = capsys.readouterr().out
     assert "forgotten on this machine: cat of shop" in said
     assert "second level" in said
@@ -126,14 +127,14 @@ def test_rm_forgets_the_image_and_says_what_may_remember_it(arena: str, capsys: 
 
 def test_rm_leaves_the_other_tenant_s_image_of_the_same_id(arena: str) -> None:
     put(arena, ("shop", "cat"), ("lab", "cat"))
-    assert main(["cache", "rm", "cat", "--tenant", "lab", "--arena", arena]) == 0
+    assert run_command(["cache", "rm", "cat", "--tenant", "lab", "--arena", arena]) == 0
     assert has(arena, "shop", "cat")
     assert not has(arena, "lab", "cat")
 
 
 def test_rm_of_an_id_that_several_tenants_have_removes_none(arena: str, capsys: pytest.CaptureFixture[str]) -> None:
     put(arena, ("shop", "cat"), ("lab", "cat"))
-    assert main(["cache", "rm", "cat", "--arena", arena]) == 1
+    assert run_command(["cache", "rm", "cat", "--arena", arena]) == 1
     assert "(lab, shop): name one with --tenant" in capsys.readouterr().err
     assert has(arena, "shop", "cat")
     assert has(arena, "lab", "cat")
@@ -141,7 +142,7 @@ def test_rm_of_an_id_that_several_tenants_have_removes_none(arena: str, capsys: 
 
 def test_rm_of_what_is_not_there_fails_with_a_sentence(arena: str, capsys: pytest.CaptureFixture[str]) -> None:
     put(arena, ("shop", "cat"))
-    assert main(["cache", "rm", "cat", "--tenant", "lab", "--arena", arena]) == 1
+    assert run_command(["cache", "rm", "cat", "--tenant", "lab", "--arena", arena]) == 1
     assert capsys.readouterr().err.startswith("error: no image cat")
     assert has(arena, "shop", "cat")
 
@@ -151,7 +152,7 @@ def test_a_slot_that_rm_frees_rests_as_long_as_a_gateway_leases(arena: str) -> N
     index = Index(files_of(arena).index, LIMITS)
     put(arena, *(("shop", str(number)) for number in range(index.slots)))
     slot = index.find(key("shop", "7")).slot
-    assert main(["cache", "rm", "7", "--arena", arena]) == 0
+    assert run_command(["cache", "rm", "7", "--arena", arena]) == 0
     claim = index.claim(key("shop", "next"), DIGEST, "shop")
     assert claim.slot != slot
     assert claim.evicted is not None
@@ -162,7 +163,7 @@ def test_stats_counts_all_and_each_tenant_s(arena: str, capsys: pytest.CaptureFi
     put(arena, ("shop", "a"), ("shop", "b"), ("lab", "c"))
     index = Index(files_of(arena).index, LIMITS)
     index._database.execute("UPDATE slots SET last_used_s = last_used_s - 7200 WHERE image_id = 'a'")
-    assert main(["cache", "stats", "--arena", arena]) == 0
+    assert run_command(["cache", "stats", "--arena", arena]) == 0
     head, _, _, lab, shop, every = lines_of(capsys)
     assert head[:5] == [f"{arena}:", "3", "of", str(index.slots), "entries,"]
     assert head[5:] == ["24.0", "KiB", "of", f"{index.slots * 8:.1f}", "KiB"]
@@ -175,7 +176,7 @@ def test_stats_counts_all_and_each_tenant_s(arena: str, capsys: pytest.CaptureFi
 @pytest.mark.parametrize("command", [["ls"], ["rm", "cat"], ["stats"]])
 def test_without_a_cache_there_is_a_sentence(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with arena_name() as name:
-        assert main(["cache", *command, "--arena", name]) == 1
+        assert run_command(["cache", *command, "--arena", name]) == 1
         assert not list(SHM.glob(f"{name}*"))
     said = capsys.readouterr()
     assert said.out == ""
@@ -184,7 +185,7 @@ def test_without_a_cache_there_is_a_sentence(command: list[str], capsys: pytest.
 
 def test_an_index_that_cannot_be_read_is_a_sentence(arena: str, capsys: pytest.CaptureFixture[str]) -> None:
     files_of(arena).index.write_bytes(b"no database at all" * 1000)
-    assert main(["cache", "ls", "--arena", arena]) == 1
+    assert run_command(["cache", "ls", "--arena", arena]) == 1
     assert "cannot be read" in capsys.readouterr().err
 
 
@@ -197,40 +198,33 @@ def test_the_default_cache_is_that_of_the_gateway_with_the_same_settings(
     if port:
         monkeypatch.setenv("SAM_HTTP_PORT", port)
     with pytest.raises(SystemExit):
-        main(["cache", "ls", "--help"])
+        run_command(["cache", "ls", "--help"])
     assert f"(default: {Settings().arena_name}," in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["*", "../x", "/abs", "", "a.b"])
 def test_what_can_be_no_name_is_not_looked_for(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["cache", "ls", "--arena", name])
+        run_command(["cache", "ls", "--arena", name])
     assert "cannot name a cache" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["ls", "rm", "stats"])
 def test_every_command_s_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["cache", command, "--help"])
+        run_command(["cache", command, "--help"])
     assert ended.value.code == 0
     assert f"example:\n  sam cache {command}" in capsys.readouterr().out
 
 
 def test_the_reader_of_a_long_list_may_stop_reading(arena: str) -> None:
     put(arena, *(("shop", f"{number}-{'x' * 100}") for number in range(100)))
-    command = [sys.executable, "-m", "service.client", "cache", "ls", "--arena", arena]
+    command = [sys.executable, "-m", "service.commands", "cache", "ls", "--arena", arena]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     process.stdout.close()
     with process.stderr:
         assert process.stderr.read() == b""
     assert process.wait(10) == 1
-
-
-def test_the_command_line_starts_without_the_gateway_s_libraries() -> None:
-    heavy = "{'fastapi', 'starlette', 'pydantic', 'uvicorn', 'grpc', 'tritonclient', 'cv2', 'PIL'}"
-    script = f"import sys, service.client; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
-    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_the_benchmark_of_the_cache_prints_its_tables_and_leaves_nothing() -> None:
