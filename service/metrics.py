@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from service.admission.contract import Lane, Refusal
 from service.answers import Timings
 from service.breaker import BreakerState
 from service.cache.contract import CacheLevel
@@ -64,6 +65,27 @@ class Metrics:
             registry=registry,
         )
 
+        self._held, self._waiting, self._limit = (
+            Gauge(name, f"{what}, by lane: prompt, encode.", ["lane"], registry=registry, multiprocess_mode="livesum")
+            for name, what in (
+                ("sam_requests_in_flight", "Requests being worked on"),
+                ("sam_requests_waiting", "Requests admitted that wait for their turn"),
+                ("sam_requests_in_flight_limit", "Requests that may be worked on at once at present"),
+            )
+        )
+        self._body_bytes = Gauge(
+            "sam_body_bytes",
+            "Bytes of request bodies being held.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._refusals = Counter(
+            "sam_refusals",
+            "Requests refused before any work: wait (it would have been too long), bytes (of uploads), rate.",
+            ["why"],
+            registry=registry,
+        )
+
         self._redis_operations = Counter(
             "sam_redis_operations", "Operations of the second level.", ["operation", "outcome"], registry=registry
         )
@@ -112,6 +134,20 @@ class Metrics:
             self._prompts.inc(timings.prompts)
             self._stage_s.labels("decode").observe(timings.decode_s)
             self._stage_s.labels("masks").observe(timings.masks_s)
+
+    def admission(self, lane: Lane, *, held: int, waiting: int, limit: int) -> None:
+        """Take the state of a lane."""
+        self._held.labels(lane.value).set(held)
+        self._waiting.labels(lane.value).set(waiting)
+        self._limit.labels(lane.value).set(limit)
+
+    def bodies(self, nbytes: int) -> None:
+        """Take how many bytes of request bodies are held."""
+        self._body_bytes.set(nbytes)
+
+    def refused(self, why: Refusal) -> None:
+        """Count a refusal."""
+        self._refusals.labels(why.value).inc()
 
     def evicted(self, reason: EvictionReason, age_s: float) -> None:
         """Count an eviction."""

@@ -25,7 +25,7 @@ class Observer:
     """`begin` and `end` enclose each call of a transport; `answered` takes the core's record of it."""
 
     def __init__(self, metrics: Metrics, tracer: Tracer | None = None) -> None:
-        self._metrics = metrics
+        self.metrics = metrics
         self._tracer = tracer
 
     def begin(self, transport: str, headers: Mapping[str, str]) -> Call:
@@ -38,7 +38,7 @@ class Observer:
 
     def answered(self, timings: Timings) -> None:
         """Take the core's record of the current call."""
-        self._metrics.observe(timings)
+        self.metrics.observe(timings)
         call = CURRENT.get()
         if call is not None:
             call.timings, call.answered_s = timings, monotonic()
@@ -46,7 +46,7 @@ class Observer:
     def end(self, call: Call, route: str, outcome: str, status: str) -> None:
         """Tell of a call: its route's template or method, an outcome as the metrics have it, the transport's status."""
         seconds = monotonic() - call.start_s
-        self._metrics.request(call.transport, route, outcome, seconds)
+        self.metrics.request(call.transport, route, outcome, seconds)
         fields = {
             "transport": call.transport,
             "route": route,

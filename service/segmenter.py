@@ -7,6 +7,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
+from service.admission.contract import Lane
+from service.admission.permits import Permits
+from service.admission.rates import Rates
 from service.answers import (
     EmbedResult,
     EverythingRequest,
@@ -22,7 +25,13 @@ from service.answers import (
 from service.backend import Backend, DecoderOutput
 from service.cache.contract import CachedImage, CacheLevel, Wanted
 from service.cache.embeddings import EmbeddingCache
-from service.errors import DeadlineExceededError, DrainingError, ImageNotCachedError, OverloadedError
+from service.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    ImageNotCachedError,
+    OverloadedError,
+    SegmentError,
+)
 from service.everything import Crop, check_parameters
 from service.generation import Generation, Means, OnProgress
 from service.guard import Guard
@@ -31,7 +40,6 @@ from service.image_header import read_header
 from service.images import Found, Images
 from service.mask import Mask, check_output, chosen_candidates, masks_from_logits
 from service.model_health import ModelHealth, Observer, Unobserved
-from service.permits import Permits
 from service.preconditions import check_image_id, check_match, not_cached
 from service.prompt import PromptBatch, batches_from_prompts, check_prompts
 from service.stopwatch import Stopwatch
@@ -45,7 +53,8 @@ class Segmenter:
         backend: Where the model runs.
         cache: Where embeddings are kept.
         decoder: Makes the encoder's input of an image's bytes.
-        permits: Admission.
+        permits: How many may be at work.
+        rates: How often each tenant may ask; None: as often as it likes.
         limits: Bounds on images.
         max_deadline_s: Deadline of requests that bring none, and the cap of those that do.
         secret: Of the cache's keys, up to 64 bytes; those who share a second level share it.
@@ -65,13 +74,17 @@ class Segmenter:
         secret: bytes,
         on_done: Callable[[Timings], None],
         observer: Observer | None = None,
+        rates: Rates | None = None,
     ) -> None:
         self.limits = limits
-        self.draining = False
+        self.permits = permits
+        self.retiring = False  # says that it is not ready, and serves on
+        self.draining = False  # takes no new work
+        self._backend = backend
         self._health = ModelHealth(backend, cache, observer or Unobserved())
         self._guard = Guard(backend, self._health, observer or Unobserved())
         self._cache = cache
-        self._permits = permits
+        self._rates = rates
         self._max_deadline_s = max_deadline_s
         self._on_done = on_done
         self._images = Images(
@@ -86,7 +99,7 @@ class Segmenter:
     @property
     def ready(self) -> bool:
         """Whether the model answers and new requests are taken."""
-        return self._health.ready and not self.draining
+        return self._health.ready and not self.retiring and not self.draining
 
     @property
     def model_answers(self) -> bool:
@@ -106,6 +119,12 @@ class Segmenter:
         """Find out whether the model answers; see `ModelHealth.probe`."""
         await self._health.probe(timeout_s)
 
+    async def adapt(self, timeout_s: float) -> None:
+        """Let in as many at once as keep the model's queue short; without word of it, as many as before."""
+        with suppress(SegmentError):
+            self.permits.adapt(await self._backend.spent(timeout_s))
+        self.permits.tell()
+
     async def embed(
         self, ref: ImageRef, data: bytes, deadline_s: float | None = None, *, if_match: IfMatch = None
     ) -> EmbedResult:
@@ -117,7 +136,7 @@ class Segmenter:
             SegmentError: any of its kinds but `InvalidPromptError`.
         """
         check_image_id(ref.image_id)
-        async with self._admitted(deadline_s) as watch:
+        async with self._admitted(Lane.ENCODE, ref, deadline_s) as watch:
             read_header(data, self.limits)
             wanted = await self._images.wanted(ref, data, if_match)
             created = not self._cache.has(wanted.key)
@@ -133,7 +152,7 @@ class Segmenter:
             SegmentError: any of its kinds but those about image bytes.
         """
         check_image_id(ref.image_id)
-        async with self._admitted(deadline_s) as watch:
+        async with self._admitted(Lane.PROMPT, ref, deadline_s) as watch:
             image, level = await self._images.find(ref)
             check_match(image, request.if_match)
             watch.lap("queue")
@@ -151,7 +170,7 @@ class Segmenter:
         """
         if ref.image_id:
             check_image_id(ref.image_id)
-        async with self._admitted(deadline_s) as watch:
+        async with self._admitted(Lane.ENCODE, ref, deadline_s) as watch:
             read_header(data, self.limits)
             wanted = await self._images.wanted(ref, data, request.if_match)
             for _ in range(2):
@@ -163,11 +182,13 @@ class Segmenter:
     async def image(self, ref: ImageRef) -> ImageRecord:
         """Return what is known of a cached image."""
         check_image_id(ref.image_id)
+        self._count(ref)
         return self._images.record((await self._images.find(ref))[0])
 
     async def delete(self, ref: ImageRef, *, if_match: IfMatch = None) -> None:
         """Forget an image."""
         check_image_id(ref.image_id)
+        self._count(ref)
         await self._images.delete(ref, if_match)
 
     async def everything(
@@ -191,7 +212,7 @@ class Segmenter:
         if ref.image_id or data is None:
             check_image_id(ref.image_id)
         check_parameters(request.parameters)
-        async with self._admitted(deadline_s) as watch:
+        async with self._admitted(Lane.ENCODE, ref, deadline_s) as watch:
             if data is None:
                 found = await self._images.find(ref)
                 check_match(found[0], request.if_match)
@@ -206,17 +227,22 @@ class Segmenter:
         raise OverloadedError("the cache cannot keep the image for as long as an answer takes; come back in a moment")
 
     @asynccontextmanager
-    async def _admitted(self, deadline_s: float | None) -> AsyncIterator[Stopwatch]:
+    async def _admitted(self, lane: Lane, ref: ImageRef, deadline_s: float | None) -> AsyncIterator[Stopwatch]:
         """Take a permit and run the block under its deadline."""
         if self.draining:
             raise DrainingError("the server is shutting down; send the request again, elsewhere or in a moment")
+        self._count(ref)
         watch = Stopwatch(min(deadline_s or self._max_deadline_s, self._max_deadline_s))
         try:
-            async with asyncio.timeout(watch.deadline_s), self._permits.hold():
+            async with asyncio.timeout(watch.deadline_s), self.permits.hold(lane, ref.tenant, watch.deadline_s):
                 watch.lap("queue")
                 yield watch
         except TimeoutError as error:
             raise DeadlineExceededError(f"no answer within the deadline of {watch.deadline_s:g} s") from error
+
+    def _count(self, ref: ImageRef) -> None:
+        if self._rates is not None:
+            self._rates.take(ref.tenant)
 
     async def _get_or_encode(self, wanted: Wanted, data: bytes, watch: Stopwatch) -> Found:
         found = await self._images.get_or_encode(wanted, data)

@@ -11,6 +11,8 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from service.admission.permits import Permits
+from service.admission.rates import Rates
 from service.auth import Authoriser, parse_api_keys
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
@@ -20,7 +22,6 @@ from service.errors import SegmentError
 from service.image import ImageLimits
 from service.metrics import Metrics
 from service.observer import Observer
-from service.permits import Permits
 from service.ports import bound_socket
 from service.rest.app import create_app
 from service.rest.protocol import DeadlineProtocol
@@ -38,6 +39,8 @@ MAX_LEASE_S = 5.0
 REDIS_TTL_S = 86400.0  # in the second level, when SAM_CACHE_TTL_S sets none: Redis must be able to forget
 RENEW_EVERY_S = 2.0
 KEEP_ALIVE_S = 75  # longer than clients and balancers keep a connection, so that they do not send into one that closes
+ADAPT_EVERY_S = 0.25
+ADAPT_TIMEOUT_S = 1.0
 PROBE_TIMEOUT_S = 10.0
 FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, that there is none
 PROBE_EVERY_S = 0.3  # a model that dies is found within 2 s, the second that Triton takes to give it up included
@@ -54,14 +57,19 @@ class _HttpServer(uvicorn.Server):
 
 
 async def serve(
-    settings: Settings, *, on_ready: Callable[[Callable[[], bool]], None], open_when_ready: bool = False
+    settings: Settings,
+    *,
+    on_ready: Callable[[Callable[[], bool]], None],
+    open_when_ready: bool = False,
+    rates_fd: int | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
     `on_ready` is called once, when the first canary came through, with what tells from then on if the model answers.
 
     HTTP and gRPC share their ports with other workers; that nobody else has them is the supervisor's business. With
-    `open_when_ready` this worker takes no connections before it can answer: others do meanwhile.
+    `open_when_ready` this worker takes no connections before it can answer: others do meanwhile. `rates_fd` is where it
+    shares the tenants' rate limits with them.
 
     Raises:
         StartError: a port is taken, TLS files cannot be used, or there is no room for the cache.
@@ -79,8 +87,9 @@ async def serve(
         decoder = DecodePool(settings.decode_processes, limits, metrics.decode_process_lost)
         await stack.enter_async_context(decoder.running())
         observer = Observer(metrics, await stack.enter_async_context(tracer_from_environment()))
-        segmenter = _segmenter(settings, backend, cache, decoder, metrics, observer)
         authoriser = _authoriser(settings)
+        rates = _rates(settings, authoriser, metrics, rates_fd)
+        segmenter = _segmenter(settings, backend, cache, decoder, rates, observer)
         tls = tls_files(settings)
         rpc = _rpc_server(settings, segmenter, authoriser, observer, tls)
         http = _http_server(create_app(segmenter, authoriser, observer), settings.drain_s, tls)
@@ -88,9 +97,10 @@ async def serve(
             bound_socket(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT", reuse_port=True)
         )
         await stack.enter_async_context(_in_background(_keep_renewing(cache, metrics)))
+        await stack.enter_async_context(_in_background(_keep_adapting(segmenter)))
         probing = await stack.enter_async_context(_in_background(_keep_probing(segmenter, rpc, ready)))
         await _first_of(stop, ready, failing=probing, timeout_s=None if open_when_ready else FIRST_CANARY_S)
-        await stack.enter_async_context(_serving_requests(segmenter, http, http_socket, rpc, settings.drain_s))
+        await stack.enter_async_context(_serving_requests(segmenter, http, http_socket, rpc, settings))
         await _first_of(stop, ready, failing=probing)
         if ready.is_set():
             on_ready(lambda: segmenter.model_answers)
@@ -144,24 +154,41 @@ def _cache(settings: Settings, metrics: Metrics, store: RedisLevel | None) -> Em
     )
 
 
+def _rates(settings: Settings, authoriser: Authoriser, metrics: Metrics, rates_fd: int | None) -> Rates:
+    return Rates(
+        authoriser.tenants,
+        rate=settings.tenant_rate,
+        burst=settings.tenant_burst,
+        buckets_fd=rates_fd,
+        observer=metrics,
+    )
+
+
 def _segmenter(
     settings: Settings,
     backend: TritonBackend,
     cache: EmbeddingCache,
     decoder: DecodePool,
-    metrics: Metrics,
+    rates: Rates,
     observer: Observer,
 ) -> Segmenter:
+    permits = Permits(
+        settings.max_concurrency,
+        max_wait_s=settings.max_wait_s,
+        max_bytes=settings.max_bytes_in_flight,
+        observer=observer.metrics,
+    )
     return Segmenter(
         backend=backend,
         cache=cache,
         decoder=decoder,
-        permits=Permits(settings.max_concurrency),
+        permits=permits,
+        rates=rates,
         limits=decoder.limits,
         max_deadline_s=settings.default_deadline_s,
         secret=settings.cache_secret.get_secret_value().encode(),
         on_done=observer.answered,
-        observer=metrics,
+        observer=observer.metrics,
     )
 
 
@@ -203,19 +230,21 @@ async def _connected(settings: Settings) -> AsyncIterator[TritonBackend]:
 
 @asynccontextmanager
 async def _serving_requests(
-    segmenter: Segmenter, http: _HttpServer, http_socket: socket.socket, rpc: RpcServer, drain_s: float
+    segmenter: Segmenter, http: _HttpServer, http_socket: socket.socket, rpc: RpcServer, settings: Settings
 ) -> AsyncIterator[None]:
-    """Serve HTTP and gRPC during the block; then take no new work and let what is under way finish."""
+    """Serve HTTP and gRPC during the block; then retire, take no new work and let what is under way finish."""
     serving = asyncio.create_task(http.serve(sockets=[http_socket]))
     await rpc.start()
     try:
         yield
     finally:
         log.info("server.draining")
-        segmenter.draining = True
+        segmenter.retiring = True
         await rpc.set_ready(ready=False)
+        await asyncio.sleep(settings.drain_delay_s)
+        segmenter.draining = True
         http.should_exit = True
-        await asyncio.gather(rpc.stop(drain_s), serving)
+        await asyncio.gather(rpc.stop(settings.drain_s), serving)
 
 
 @asynccontextmanager
@@ -248,6 +277,13 @@ async def _keep_probing(segmenter: Segmenter, rpc: RpcServer, ready: asyncio.Eve
             ready.set()
             log.info("model.ready %s", segmenter.model.identity)
         await asyncio.sleep(PROBE_EVERY_S if was_ready else PROBE_EVERY_UNREADY_S)
+
+
+async def _keep_adapting(segmenter: Segmenter) -> None:
+    """Follow the model's queue, and tell how full the service is."""
+    while True:
+        await asyncio.sleep(ADAPT_EVERY_S)
+        await segmenter.adapt(ADAPT_TIMEOUT_S)
 
 
 async def _keep_renewing(cache: EmbeddingCache, metrics: Metrics) -> None:

@@ -156,12 +156,40 @@ class Settings(BaseSettings):
     max_concurrency: int = Field(
         default=64,
         ge=1,
-        description="Requests a worker works on at once; as many again may wait, the rest is refused as overloaded.",
+        description="Requests a worker works on at once, a quarter of them with images to encode; fewer while the "
+        "model's queue is long. As many again may wait. More when batches are not full although requests wait.",
+    )
+    max_wait_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="Requests that would wait longer than this for their turn are refused as overloaded, at once. Less "
+        "for callers who have somewhere else to go, more to ride out bursts.",
+    )
+    max_bytes_in_flight: int = Field(
+        default=256 * MIB,
+        ge=1,
+        description="Bytes of request bodies a worker holds at once, which bounds its memory; more are refused.",
+    )
+    tenant_rate: float = Field(
+        default=0.0,
+        ge=0,
+        description="Requests per second that each tenant may make, of all workers together; more are refused as "
+        "rate_limited. 0: no limit but fairness.",
+    )
+    tenant_burst: int = Field(
+        default=20, ge=1, description="With SAM_TENANT_RATE: requests that a tenant may make at once after a pause."
+    )
+    drain_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="After SIGTERM, how long to serve on while no longer ready, so that balancers look elsewhere "
+        "before connections are refused. As long as yours take to notice; 5 in Kubernetes.",
     )
     drain_s: float = Field(
         default=20.0,
         ge=0,
-        description="After SIGTERM, how long requests under way may finish. Stay under the pod's grace.",
+        description="After that, how long requests under way may finish. Keep the sum under the pod's grace.",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Verbosity of the log.")

@@ -14,6 +14,7 @@ from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from service.admission.contract import Lane, Spent
 from service.answers import Model
 from service.backend import DecoderOutput
 from service.cache.answer_slots import AnswerSlots
@@ -132,6 +133,17 @@ class TritonBackend:
             if str(error.status()) != "StatusCode.ALREADY_EXISTS":  # another worker was quicker
                 raise
 
+    async def spent(self, timeout_s: float) -> Mapping[Lane, Spent]:
+        """Return Triton's own statistics, those of the models that answer prompts added up."""
+        with _translated():
+            answer = await self._client.get_inference_statistics(headers=self._headers, client_timeout=timeout_s)
+        spent: dict[Lane, Spent] = {}
+        for model in answer.model_stats:
+            lane = Lane.ENCODE if model.name == ENCODER_MODEL else Lane.PROMPT
+            before = spent.get(lane, Spent(0, 0.0, 0.0))
+            spent[lane] = _sum_of(before, model.inference_stats)
+        return spent
+
     async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:
         """Have Triton write the encoder's outputs into `destination`."""
         inputs = [_input(IMAGE, image.pixels), _input(VALID_SIZE, np.array(image.valid_size, np.int32))]
@@ -198,6 +210,16 @@ class TritonBackend:
                 client_timeout=timeout_s,
                 headers=outgoing_headers(),
             )
+
+
+def _sum_of(before: Spent, statistics: Any) -> Spent:  # noqa: ANN401 - tritonclient has no types
+    """Return `before` and what one model spent. To Triton, copying inputs and outputs is no compute; it is no queue."""
+    work = (statistics.compute_input, statistics.compute_infer, statistics.compute_output)
+    return Spent(
+        before.requests + statistics.success.count,
+        before.queue_s + statistics.queue.ns / 1e9,
+        before.compute_s + sum(each.ns for each in work) / 1e9,
+    )
 
 
 def _input(name: str, tensor: NDArray[np.generic], location: Location | None = None) -> InferInput:

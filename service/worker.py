@@ -24,7 +24,7 @@ TELL_EVERY_S = 1.0
 def main() -> int:
     """Serve until told to stop, or until the supervisor is gone; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m service.worker")
-    for name in ("index", "supervisor_pid", "supervisor_fd"):
+    for name in ("index", "supervisor_pid", "supervisor_fd", "rates_fd"):
         parser.add_argument(name, type=int)
     parser.add_argument("--open-when-ready", action="store_true")
     arguments = parser.parse_args()
@@ -39,6 +39,7 @@ def main() -> int:
                 settings,
                 on_ready=lambda answers: _keep_telling(arguments.supervisor_fd, arguments.index, answers),
                 open_when_ready=arguments.open_when_ready,
+                rates_fd=arguments.rates_fd,
             )
         )
     except StartError as error:

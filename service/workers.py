@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
+from service.admission.rates import shared_buckets
+from service.auth import Authoriser, parse_api_keys
 from service.cache.files import discard_arenas
 from service.errors import StartError
 from service.exposition import (
@@ -59,13 +61,17 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
         answers = Answers()
         secret = settings.triton_secret.get_secret_value() or (secrets.token_urlsafe(32) if embedded else "")
         environment = {FOLDER_VARIABLE: str(folder), "SAM_TRITON_SECRET": secret}
-        workers = Workers(settings.workers, folder, environment, on_ready, answers)
+        tenants = Authoriser(parse_api_keys(settings.api_keys.get_secret_value())).tenants
+        rates_fd = stack.enter_context(shared_buckets(len(tenants)))
+        workers = Workers(settings.workers, Shared(folder, rates_fd, environment), on_ready, answers)
         collectors = (WorkerProcesses(workers.pids, workers.restarts), CacheUsage(settings.arena_name))
         stack.enter_context(
             serving_metrics(settings.metrics_host or settings.host, settings.metrics_port, folder, *collectors)
         )
         keeping = await stack.enter_async_context(_local_triton(settings, secret, answers)) if embedded else None
-        running = await stack.enter_async_context(workers.running(settings.drain_s + STOP_MARGIN_S))
+        running = await stack.enter_async_context(
+            workers.running(settings.drain_delay_s + settings.drain_s + STOP_MARGIN_S)
+        )
         await _first_of(stop.wait(), running, keeping)
 
 
@@ -87,19 +93,21 @@ class Worker:
         return self.process is not None and self.process.returncode is None
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all workers have: a folder for their metrics, their tenants' rates, and environment besides our own."""
+
+    folder: Path
+    rates_fd: int
+    environment: Mapping[str, str]
+
+
 class Workers:
-    """`count` worker processes with `environment` besides our own.
+    """`count` worker processes. They tell `answers` if the model answers them; the first calls `on_ready`."""
 
-    They keep their metrics in `folder`, and tell `answers` whether the model answers them; `on_ready` is called when
-    the first one is ready.
-    """
-
-    def __init__(
-        self, count: int, folder: Path, environment: Mapping[str, str], on_ready: Callable[[], None], answers: Answers
-    ) -> None:
+    def __init__(self, count: int, shared: Shared, on_ready: Callable[[], None], answers: Answers) -> None:
         self._workers = [Worker(index) for index in range(count)]
-        self._folder = folder
-        self._environment = environment
+        self._shared = shared
         self._on_ready = on_ready
         self._answers = answers
         self._one_was_ready = asyncio.Event()
@@ -195,18 +203,19 @@ class Workers:
         return any(each.ready for each in self._workers)
 
     async def _spawn(self, index: int, *options: str) -> asyncio.subprocess.Process:
+        numbers = map(str, (index, os.getpid(), self._writer, self._shared.rates_fd))
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "service.worker", str(index), str(os.getpid()), str(self._writer), *options),
-            env={**os.environ, **self._environment},
+            *(sys.executable, "-m", "service.worker", *numbers, *options),
+            env={**os.environ, **self._shared.environment},
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=[self._writer],
+            pass_fds=[self._writer, self._shared.rates_fd],
             start_new_session=True,  # a Ctrl-C is for the supervisor, which drains all workers
         )
 
     def _note_end(self, worker: Worker, how: str) -> None:
         self._listen()  # it may have been ready just before
         was_ready, worker.ready = worker.ready, False
-        forget_gauges_of(worker.index, self._folder)
+        forget_gauges_of(worker.index, self._shared.folder)
         worker.lives.ended(monotonic() - worker.started_s, was_ready=was_ready)
         log.error("worker.died index=%d %s; it is replaced", worker.index, how)
         hopeless = not was_ready and not self._one_is_ready()

@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 
+from service.admission.permits import Permits
 from service.answers import Timings
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
 from service.image import ImageLimits
-from service.permits import Permits
 from service.segmenter import Segmenter
 from tests.arenas import arena_name
 from tests.fakes import Counts, DecoderInProcess, FakeBackend

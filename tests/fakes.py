@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 
+from service.admission.contract import Lane, Spent
 from service.answers import Model
 from service.backend import DecoderOutput
 from service.cache.answer_slots import AnswerSlots
@@ -57,6 +58,10 @@ class FakeBackend:
         if self.frozen:
             raise DeadlineExceededError("frozen")
         return self.answered_others if model == DECODER_MODEL else self.encodes
+
+    async def spent(self, timeout_s: float) -> dict[Lane, Spent]:  # noqa: ARG002
+        self._fail()
+        return {}
 
     async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:  # noqa: ARG002
         self.encodes += 1

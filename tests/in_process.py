@@ -7,13 +7,13 @@ import grpc
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from service.admission.permits import Permits
 from service.auth import Authoriser
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
 from service.image import ImageLimits
 from service.metrics import Metrics
 from service.observer import Observer
-from service.permits import Permits
 from service.rest.app import create_app
 from service.rpc.server import RpcServer
 from service.segmenter import Segmenter

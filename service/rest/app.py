@@ -65,7 +65,7 @@ def create_app(segmenter: Segmenter, authoriser: Authoriser, observer: Observer)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_error)
-    app.add_middleware(RequestObserver, observer=observer, max_image_bytes=segmenter.limits.max_bytes)
+    app.add_middleware(RequestObserver, observer=observer, segmenter=segmenter)
     app.add_middleware(ClientPresence)  # around the other, which counts those that it ends
     _document_problems(app)
     return app
@@ -74,10 +74,11 @@ def create_app(segmenter: Segmenter, authoriser: Authoriser, observer: Observer)
 class RequestObserver:
     """Bounds each request's body while it arrives, and tells of each answer by route and outcome."""
 
-    def __init__(self, app: ASGIApp, observer: Observer, max_image_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, observer: Observer, segmenter: Segmenter) -> None:
         self._app = app
         self._observer = observer
-        self._max_image_bytes = max_image_bytes
+        self._segmenter = segmenter
+        self._max_image_bytes = segmenter.limits.max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -87,16 +88,20 @@ class RequestObserver:
         headers, status, received, commas = Headers(scope=scope), 500, 0, 0
         call = self._observer.begin("http", headers)
         is_json = _is_json(headers.get("content-type", ""))
+        max_bytes = self._max_image_bytes + MULTIPART_OVERHEAD_BYTES
+        announced = min(int(headers.get("content-length", 0)), max_bytes)
 
         async def bounded_receive() -> Message:
             nonlocal received, commas
+            grow_body_to(announced)
             message = await receive()
             received += len(message.get("body", b""))
             if is_json:
                 commas += message.get("body", b"").count(b",")
                 _check_json(received, commas)
-            elif received > self._max_image_bytes + MULTIPART_OVERHEAD_BYTES:
+            elif received > max_bytes:
                 raise too_many_bytes(self._max_image_bytes)
+            grow_body_to(received)
             return message
 
         async def noting_send(message: Message) -> None:
@@ -104,10 +109,13 @@ class RequestObserver:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 add_headers(MutableHeaders(scope=message))
+                if self._segmenter.retiring:  # the next request of this connection is better sent elsewhere
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         try:
-            await self._app(scope, bounded_receive, noting_send)
+            with self._segmenter.permits.body() as grow_body_to:
+                await self._app(scope, bounded_receive, noting_send)
         except BaseException as error:  # unknown errors are answered, and logged, further out
             scope[OUTCOME] = CANCELLED if isinstance(error, asyncio.CancelledError) else status_of(error).reason
             raise

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, File, Form, Header, Path, Request, Respo
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
+from service.admission.contract import Lane
 from service.answers import ANY_DIGEST, IfMatch, ImageRef, Progress
 from service.errors import InvalidImageIdError, InvalidPromptError
 from service.image import too_many_bytes
@@ -33,13 +34,13 @@ BINARY_BODY = {
 }
 
 
-def segmenter_of(request: Request) -> Segmenter:
+async def segmenter_of(request: Request) -> Segmenter:
     """Return the core this app was made for."""
     segmenter: Segmenter = request.app.state.segmenter
     return segmenter
 
 
-def image_ref_of(
+async def image_ref_of(
     tenant: Tenant,
     image_id: Annotated[
         str,
@@ -58,7 +59,7 @@ def image_ref_of(
     return ImageRef(tenant, image_id)
 
 
-def upload_ref_of(
+async def upload_ref_of(
     tenant: Tenant,
     x_image_id: Annotated[str, Header(description="Cache under this id; else under the content digest.")] = "",
 ) -> ImageRef:
@@ -66,7 +67,7 @@ def upload_ref_of(
     return ImageRef(tenant, x_image_id)
 
 
-def deadline_of(
+async def deadline_of(
     x_request_timeout: Annotated[
         str | None,
         Header(
@@ -84,7 +85,7 @@ def deadline_of(
     return deadline_s
 
 
-def if_match_of(
+async def if_match_of(
     if_match: Annotated[
         list[str] | None,
         Header(description="Do it only if the cached image has one of these ETags; `*`: only if there is one."),
@@ -120,7 +121,7 @@ async def put_image(
     ref: Ref, request: Request, response: Response, core: Core, deadline_s: Deadline, if_match: Condition
 ) -> schemas.EmbedAnswer:
     """Encode the body and keep its embedding, so that every further prompt skips the encoder."""
-    result = await core.embed(ref, await _body(request, core.limits.max_bytes), deadline_s, if_match=if_match)
+    result = await core.embed(ref, await _body(request, core, ref), deadline_s, if_match=if_match)
     response.status_code = 201 if result.created else 200
     response.headers["etag"] = f'"{result.image.digest}"'
     return schemas.EmbedAnswer(
@@ -249,7 +250,7 @@ async def readyz(core: Core, response: Response) -> schemas.HealthBody:
     if core.ready:
         return schemas.HealthBody(status="ok")
     response.status_code = 503
-    return schemas.HealthBody(status="draining" if core.draining else "model_unavailable")
+    return schemas.HealthBody(status="draining" if core.retiring else "model_unavailable")
 
 
 def _while_connected(request: Request) -> Callable[[Progress], Awaitable[None]]:
@@ -262,8 +263,10 @@ def _while_connected(request: Request) -> Callable[[Progress], Awaitable[None]]:
     return check
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
-    """Return the body, refused as soon as it announces or shows more than `max_bytes`."""
+async def _body(request: Request, core: Segmenter, ref: ImageRef) -> bytes:
+    """Return the body, refused as soon as it announces or shows too many bytes, or if it would be anyway."""
+    max_bytes = core.limits.max_bytes
+    core.permits.check_room(Lane.ENCODE, ref.tenant)
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise too_many_bytes(max_bytes)
     chunks, received = [], 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,14 +14,15 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
+from service.admission.permits import Permits
 from service.auth import Authoriser
 from service.call import Call, current_request_id, note_tenant
-from service.errors import SegmentError, UnauthenticatedError
+from service.errors import DeadlineExceededError, SegmentError, UnauthenticatedError
 from service.logs import log_failure
 from service.metrics import CANCELLED, OK
 from service.observer import Observer
 from service.rpc.wire import message_from_bytes
-from service.status import message_of, status_of
+from service.status import STATUS, message_of, retry_after_s_of, status_of
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +50,11 @@ def status_from_error(error: BaseException) -> grpc.Status:
     rich = status_pb2.Status(code=status.grpc.value[0], message=message)
     rich.details.add().Pack(info)
     trailers: list[tuple[str, str | bytes]] = [(REQUEST_ID, current_request_id())]
-    if status.retry_after_s is not None:
-        wait_ms = round(1000 * status.retry_after_s)
-        rich.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=Duration(nanos=0, seconds=wait_ms // 1000)))
+    retry_after_s = retry_after_s_of(error)
+    if retry_after_s is not None:
+        wait_ms = math.ceil(1000 * retry_after_s)
+        delay = Duration(seconds=wait_ms // 1000, nanos=wait_ms % 1000 * 1_000_000)
+        rich.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
         trailers.append(("grpc-retry-pushback-ms", str(wait_ms)))
     trailers.append(("grpc-status-details-bin", rich.SerializeToString()))
     return _Status(status.grpc, message, tuple(trailers))
@@ -73,12 +77,22 @@ def _forgiving(method: str, parse: Callable[[bytes], Message]) -> Callable[[byte
     return forgiving
 
 
+def _outcome_of_cancelled(context: grpc.aio.ServicerContext) -> tuple[str, grpc.StatusCode]:
+    """Return what became of a call that gRPC cancels: its client left, or its deadline has passed."""
+    left_s = context.time_remaining()
+    if left_s is None or left_s > 0:
+        return CANCELLED, grpc.StatusCode.CANCELLED
+    status = STATUS[DeadlineExceededError]
+    return status.reason, status.grpc
+
+
 class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc has no types
     """Finds out who calls, turns errors into statuses, and tells of each call by method and outcome."""
 
-    def __init__(self, authoriser: Authoriser, observer: Observer) -> None:
+    def __init__(self, authoriser: Authoriser, observer: Observer, permits: Permits) -> None:
         self._authoriser = authoriser
         self._observer = observer
+        self._permits = permits
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -111,8 +125,10 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
 
         async def observed(data: bytes, context: grpc.aio.ServicerContext) -> Message | None:
             async with self._telling(call, route, context):
-                request = message_from_bytes(data, handler.request_deserializer)
-                answer: Message | None = await handle(request, context)
+                with self._permits.body() as grow_body_to:
+                    grow_body_to(len(data))
+                    request = message_from_bytes(data, handler.request_deserializer)
+                    answer: Message | None = await handle(request, context)
                 return answer
 
         return observed
@@ -137,7 +153,7 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
             yield
             return  # noqa: TRY300 - what is below is for failures
         except asyncio.CancelledError:
-            outcome, code = CANCELLED, grpc.StatusCode.CANCELLED
+            outcome, code = _outcome_of_cancelled(context)
             raise
         except Exception as error:  # noqa: BLE001 - the one place of this transport where errors end
             status = status_of(error)

@@ -16,7 +16,7 @@ from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from tests.conftest import encoded
 from tests.faults.conftest import Report
 from tests.running import RunningService
-from tests.slow_models import slowed_repository
+from tests.slow_models import slow_models
 
 ENCODE_S, DECODE_S = 4.0, 1.0
 PERMITS = 6
@@ -29,10 +29,15 @@ Leave = Callable[[], None]
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A service whose models take their time, so that there is a queue to leave."""
-    repository = slowed_repository(tmp_path_factory.mktemp("models"), decode_s=DECODE_S, encode_s=ENCODE_S, max_batch=1)
-    with RunningService.start(
-        SAM_MODEL_REPOSITORY=str(repository), SAM_MAX_CONCURRENCY=str(PERMITS), SAM_LOG_LEVEL="error"
-    ) as running:
+    models = slow_models(tmp_path_factory.mktemp("models"), max_batch=1)
+    settings = {
+        "SAM_MODEL_REPOSITORY": str(models.path),
+        "SAM_MAX_CONCURRENCY": str(PERMITS),
+        "SAM_MAX_WAIT_S": "60",  # they wait to leave
+        "SAM_LOG_LEVEL": "error",
+    }
+    with RunningService.start(**settings) as running:
+        models.slow_down(decode_s=DECODE_S, encode_s=ENCODE_S)
         yield running
 
 

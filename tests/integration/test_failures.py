@@ -23,7 +23,9 @@ CLICK = {"prompts": [{"points": [[1, 1, 1]]}]}
 
 def test_a_frozen_triton_costs_deadlines_then_refusals_and_recovers_by_itself(cat: bytes) -> None:
     """Each request ends at its deadline; beyond the waiting room it is refused at once."""
-    with RunningService.start(SAM_WORKERS="1", SAM_MAX_CONCURRENCY="1", SAM_LOG_LEVEL="error") as service:
+    with RunningService.start(
+        SAM_WORKERS="1", SAM_MAX_CONCURRENCY="1", SAM_MAX_WAIT_S="5", SAM_LOG_LEVEL="error"
+    ) as service:
         callers = [RestCaller(service.url), GrpcCaller(service.grpc_address)]
         callers[0].embed("cat", cat)
         os.kill(service.triton_pid(), signal.SIGSTOP)
@@ -32,7 +34,7 @@ def test_a_frozen_triton_costs_deadlines_then_refusals_and_recovers_by_itself(ca
                 late = [pool.submit(caller.embed, "late", cat + bytes(n), 3.0) for n, caller in enumerate(callers)]
                 time.sleep(0.5)
                 for probing in (RestCaller(service.url), GrpcCaller(service.grpc_address)):
-                    refused = probing.segment("cat", CLICK)
+                    refused = probing.embed("one-more", cat)
                     probing.close()
                     assert isinstance(refused, Failure)
                     assert (refused.reason, refused.retry) == ("overloaded", True)

@@ -8,6 +8,7 @@ import pytest
 from fastapi import FastAPI, Response
 from prometheus_client import CollectorRegistry
 
+from service.admission.permits import Permits
 from service.answers import EmbedResult, ImageRecord, ImageRef
 from service.auth import Authoriser
 from service.image import ImageLimits
@@ -23,6 +24,8 @@ class BrokenCore:
     """Of the core, what these requests reach; it raises what nobody expects."""
 
     limits = ImageLimits(1_000_000, 1_000_000)
+    permits = Permits(1)
+    retiring = False
 
     async def embed(self, ref: ImageRef, data: bytes, *_: object) -> EmbedResult:
         raise RuntimeError(f"secret of {ref.image_id} in {len(data)} bytes")
