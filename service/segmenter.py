@@ -4,8 +4,8 @@ The seam to the model is `service.backend.Backend`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 from service.admission.contract import Lane
 from service.admission.permits import Permits
@@ -25,14 +25,9 @@ from service.answers import (
 from service.backend import Backend, DecoderOutput
 from service.cache.contract import CachedImage, CacheLevel, Wanted
 from service.cache.embeddings import EmbeddingCache
-from service.errors import (
-    DeadlineExceededError,
-    DrainingError,
-    ImageNotCachedError,
-    OverloadedError,
-    SegmentError,
-)
+from service.errors import ImageNotCachedError, OverloadedError, SegmentError
 from service.everything import Crop, check_parameters
+from service.gate import Gate
 from service.generation import Generation, Means, OnProgress
 from service.guard import Guard
 from service.image import Decoder, ImageLimits
@@ -77,15 +72,11 @@ class Segmenter:
         rates: Rates | None = None,
     ) -> None:
         self.limits = limits
-        self.permits = permits
-        self.retiring = False  # says that it is not ready, and serves on
-        self.draining = False  # takes no new work
+        self.gate = Gate(permits, rates, max_deadline_s)
         self._backend = backend
         self._health = ModelHealth(backend, cache, observer or Unobserved())
         self._guard = Guard(backend, self._health, observer or Unobserved())
         self._cache = cache
-        self._rates = rates
-        self._max_deadline_s = max_deadline_s
         self._on_done = on_done
         self._images = Images(
             cache=cache,
@@ -99,7 +90,7 @@ class Segmenter:
     @property
     def ready(self) -> bool:
         """Whether the model answers and new requests are taken."""
-        return self._health.ready and not self.retiring and not self.draining
+        return self._health.ready and self.gate.is_open
 
     @property
     def model_answers(self) -> bool:
@@ -122,8 +113,8 @@ class Segmenter:
     async def adapt(self, timeout_s: float) -> None:
         """Let in as many at once as keep the model's queue short; without word of it, as many as before."""
         with suppress(SegmentError):
-            self.permits.adapt(await self._backend.spent(timeout_s))
-        self.permits.tell()
+            self.gate.permits.adapt(await self._backend.spent(timeout_s))
+        self.gate.permits.tell()
 
     async def embed(
         self, ref: ImageRef, data: bytes, deadline_s: float | None = None, *, if_match: IfMatch = None
@@ -136,7 +127,7 @@ class Segmenter:
             SegmentError: any of its kinds but `InvalidPromptError`.
         """
         check_image_id(ref.image_id)
-        async with self._admitted(Lane.ENCODE, ref, deadline_s) as watch:
+        async with self.gate.passed(Lane.ENCODE, ref.tenant, deadline_s) as watch:
             read_header(data, self.limits)
             wanted = await self._images.wanted(ref, data, if_match)
             created = not self._cache.has(wanted.key)
@@ -152,7 +143,7 @@ class Segmenter:
             SegmentError: any of its kinds but those about image bytes.
         """
         check_image_id(ref.image_id)
-        async with self._admitted(Lane.PROMPT, ref, deadline_s) as watch:
+        async with self.gate.passed(Lane.PROMPT, ref.tenant, deadline_s) as watch:
             image, level = await self._images.find(ref)
             check_match(image, request.if_match)
             watch.lap("queue")
@@ -170,7 +161,7 @@ class Segmenter:
         """
         if ref.image_id:
             check_image_id(ref.image_id)
-        async with self._admitted(Lane.ENCODE, ref, deadline_s) as watch:
+        async with self.gate.passed(Lane.ENCODE, ref.tenant, deadline_s) as watch:
             read_header(data, self.limits)
             wanted = await self._images.wanted(ref, data, request.if_match)
             for _ in range(2):
@@ -182,13 +173,13 @@ class Segmenter:
     async def image(self, ref: ImageRef) -> ImageRecord:
         """Return what is known of a cached image."""
         check_image_id(ref.image_id)
-        self._count(ref)
+        self.gate.count(ref.tenant)
         return self._images.record((await self._images.find(ref))[0])
 
     async def delete(self, ref: ImageRef, *, if_match: IfMatch = None) -> None:
         """Forget an image."""
         check_image_id(ref.image_id)
-        self._count(ref)
+        self.gate.count(ref.tenant)
         await self._images.delete(ref, if_match)
 
     async def everything(
@@ -212,7 +203,7 @@ class Segmenter:
         if ref.image_id or data is None:
             check_image_id(ref.image_id)
         check_parameters(request.parameters)
-        async with self._admitted(Lane.ENCODE, ref, deadline_s) as watch:
+        async with self.gate.passed(Lane.ENCODE, ref.tenant, deadline_s) as watch:
             if data is None:
                 found = await self._images.find(ref)
                 check_match(found[0], request.if_match)
@@ -225,24 +216,6 @@ class Segmenter:
                 with suppress(ImageNotCachedError):  # as in `segment_bytes`
                     return await self._generate(ref.tenant, found, request, data, watch, on_progress)
         raise OverloadedError("the cache cannot keep the image for as long as an answer takes; come back in a moment")
-
-    @asynccontextmanager
-    async def _admitted(self, lane: Lane, ref: ImageRef, deadline_s: float | None) -> AsyncIterator[Stopwatch]:
-        """Take a permit and run the block under its deadline."""
-        if self.draining:
-            raise DrainingError("the server is shutting down; send the request again, elsewhere or in a moment")
-        self._count(ref)
-        watch = Stopwatch(min(deadline_s or self._max_deadline_s, self._max_deadline_s))
-        try:
-            async with asyncio.timeout(watch.deadline_s), self.permits.hold(lane, ref.tenant, watch.deadline_s):
-                watch.lap("queue")
-                yield watch
-        except TimeoutError as error:
-            raise DeadlineExceededError(f"no answer within the deadline of {watch.deadline_s:g} s") from error
-
-    def _count(self, ref: ImageRef) -> None:
-        if self._rates is not None:
-            self._rates.take(ref.tenant)
 
     async def _get_or_encode(self, wanted: Wanted, data: bytes, watch: Stopwatch) -> Found:
         found = await self._images.get_or_encode(wanted, data)

@@ -239,10 +239,10 @@ async def _serving_requests(
         yield
     finally:
         log.info("server.draining")
-        segmenter.retiring = True
+        segmenter.gate.retiring = True
         await rpc.set_ready(ready=False)
         await asyncio.sleep(settings.drain_delay_s)
-        segmenter.draining = True
+        segmenter.gate.draining = True
         http.should_exit = True
         await asyncio.gather(rpc.stop(settings.drain_s), serving)
 

@@ -109,12 +109,12 @@ class RequestObserver:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 add_headers(MutableHeaders(scope=message))
-                if self._segmenter.retiring:  # the next request of this connection is better sent elsewhere
+                if self._segmenter.gate.retiring:  # the next request of this connection is better sent elsewhere
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         try:
-            with self._segmenter.permits.body() as grow_body_to:
+            with self._segmenter.gate.permits.body() as grow_body_to:
                 await self._app(scope, bounded_receive, noting_send)
         except BaseException as error:  # unknown errors are answered, and logged, further out
             scope[OUTCOME] = CANCELLED if isinstance(error, asyncio.CancelledError) else status_of(error).reason

@@ -250,7 +250,7 @@ async def readyz(core: Core, response: Response) -> schemas.HealthBody:
     if core.ready:
         return schemas.HealthBody(status="ok")
     response.status_code = 503
-    return schemas.HealthBody(status="draining" if core.retiring else "model_unavailable")
+    return schemas.HealthBody(status="draining" if core.gate.retiring else "model_unavailable")
 
 
 def _while_connected(request: Request) -> Callable[[Progress], Awaitable[None]]:
@@ -266,7 +266,7 @@ def _while_connected(request: Request) -> Callable[[Progress], Awaitable[None]]:
 async def _body(request: Request, core: Segmenter, ref: ImageRef) -> bytes:
     """Return the body, refused as soon as it announces or shows too many bytes, or if it would be anyway."""
     max_bytes = core.limits.max_bytes
-    core.permits.check_room(Lane.ENCODE, ref.tenant)
+    core.gate.permits.check_room(Lane.ENCODE, ref.tenant)
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise too_many_bytes(max_bytes)
     chunks, received = [], 0

@@ -62,7 +62,7 @@ class RpcServer:
         self._ready = False
         self._health = HealthServicer()
         self._server: Any = grpc.aio.server(
-            interceptors=[RequestObserver(authoriser, observer, segmenter.permits)],
+            interceptors=[RequestObserver(authoriser, observer, segmenter.gate.permits)],
             options=[
                 *CONNECTION_LIMITS,
                 ("grpc.so_reuseport", 1),  # the supervisor has made sure that only workers share the port

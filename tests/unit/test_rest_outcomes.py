@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from service.admission.permits import Permits
 from service.answers import EmbedResult, ImageRecord, ImageRef
 from service.auth import Authoriser
+from service.gate import Gate
 from service.image import ImageLimits
 from service.metrics import Metrics
 from service.observer import Observer
@@ -24,8 +25,7 @@ class BrokenCore:
     """Of the core, what these requests reach; it raises what nobody expects."""
 
     limits = ImageLimits(1_000_000, 1_000_000)
-    permits = Permits(1)
-    retiring = False
+    gate = Gate(Permits(1), None, 5.0)
 
     async def embed(self, ref: ImageRef, data: bytes, *_: object) -> EmbedResult:
         raise RuntimeError(f"secret of {ref.image_id} in {len(data)} bytes")

@@ -171,7 +171,7 @@ def test_before_the_model_has_answered_requests_are_told_so() -> None:
 
 def test_while_draining_no_new_work_is_taken() -> None:
     async def scenario(core: Core) -> None:
-        core.segmenter.draining = True
+        core.segmenter.gate.draining = True
         assert not core.segmenter.ready
         with pytest.raises(errors.DrainingError):
             await core.segmenter.embed(A, PHOTO)
