@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTRITON := nvidia-pytriton==0.7.0
 
-.PHONY: help serve test check format generate clean
+.PHONY: help serve test check faults format generate clean
 
 help:
 	@echo "make serve   a real Triton on the CPU, the bundled sam-tiny model, and the gateway"
 	@echo "make test    every check and every test"
 	@echo "make check   format, lint, types, layers, generated files, unit tests"
+	@echo "make faults  injects every fault and prints what was promised beside what was measured (long)"
 
 serve: .venv/.serve
 	@exec $(BIN)/python -m service --embedded
@@ -25,6 +26,9 @@ check: .venv/.test
 	diff -r -x __init__.py -x __pycache__ service/rpc/pb .venv/generated/service/rpc/pb
 	$(BIN)/python -m export repository --check
 	$(BIN)/python -m pytest tests/unit
+
+faults: .venv/.test
+	$(BIN)/python -m pytest tests/faults --full
 
 format: .venv/.test
 	$(BIN)/ruff format .
@@ -45,7 +49,7 @@ generate: .venv/.test
 	@touch $@
 
 .venv/.test: .venv/.serve
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[serve,cpu,export,test]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[serve,cpu,otel,export,test]'
 	@touch $@
 
 clean:

@@ -20,7 +20,7 @@ Segment Anything is ready.
   try it         {base}/
   documentation  {base}/docs
   gRPC           {host}:{grpc_port}
-  metrics        http://{host}:{metrics_port}/metrics
+  metrics        http://{metrics_host}:{metrics_port}/metrics
 
 Encode a photograph once, then prompt it as often as you like:
 
@@ -55,11 +55,12 @@ def main() -> int:
 
 
 def _welcome(settings: Settings) -> None:
-    base = f"http://{settings.host}:{settings.http_port}"
+    base = f"{'https' if settings.tls_cert else 'http'}://{settings.host}:{settings.http_port}"
     print(  # noqa: T201 - the terminal is this mode's user interface
         READY.format(
             base=base,
             host=settings.host,
+            metrics_host=settings.metrics_host or settings.host,
             grpc_port=settings.grpc_port,
             metrics_port=settings.metrics_port,
             sample=SAMPLE,

@@ -38,6 +38,11 @@ class Authoriser:
         """Whether anybody may call."""
         return not self._keys
 
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """Everybody there is, always in the same order."""
+        return (ANONYMOUS,) if self.is_open else tuple(sorted(set(self._keys.values())))
+
     def tenant_of(self, authorization: str | None) -> str:
         """Return the tenant whose key a header or metadata `Authorization: Bearer <key>` carries.
 

@@ -1,11 +1,13 @@
 """The seam to the model: `service.triton` implements it, and `tests/fakes.py` too."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.admission.contract import Lane, Spent
 from service.answers import Model
 from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Region
@@ -34,6 +36,12 @@ class Backend(Protocol):
 
     async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:
         """Learn of the shared memory in which embeddings will lie, and of the slots there that may take answers."""
+
+    async def completed(self, model: str, timeout_s: float) -> int:
+        """Return how many inferences of `model` came to an answer so far, whoever asked for them."""
+
+    async def spent(self, timeout_s: float) -> Mapping[Lane, Spent]:
+        """Return what its encoder and its decoder have spent since they began; of one without queues, nothing."""
 
     async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:
         """Write the embedding of one image into the tensors of `destination`."""

@@ -5,7 +5,8 @@ SegmentError
 ├── UnsupportedImageError, ImageTooLargeError        the bytes are no picture, or too much of one
 ├── ImageNotCachedError, DigestMismatchError         the cache holds nothing, or other bytes, under this id
 ├── UnauthenticatedError                             nobody we know
-├── OverloadedError, DeadlineExceededError           not now, or not in time
+├── OverloadedError, RateLimitedError                not now, or not so often
+├── DeadlineExceededError                            not in time
 └── ModelUnavailableError, DrainingError             nobody there to answer
 """
 
@@ -16,6 +17,7 @@ class SegmentError(Exception):
     Args:
         message: One sentence that says what is wrong and what to do. It must hold no upstream text, path or key.
         field: The part of the request at fault, e.g. "prompts[0].box"; empty when no single field is.
+        retry_after_s: When to come back, where that is known; None: what is usual for this kind.
 
     On the client's side an error also has what the service said of it:
 
@@ -27,10 +29,12 @@ class SegmentError(Exception):
     reason: str = ""
     retry_after_s: float | None = None
 
-    def __init__(self, message: str, *, field: str = "") -> None:
+    def __init__(self, message: str, *, field: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
 
 class InvalidPromptError(SegmentError):
@@ -65,12 +69,26 @@ class OverloadedError(SegmentError):
     """Refused before any work was done because too much is under way."""
 
 
+class RateLimitedError(SegmentError):
+    """Refused before any work was done because this tenant asks more often than it may."""
+
+
 class DeadlineExceededError(SegmentError):
     """The request's own deadline, or the default one, passed."""
 
 
 class ModelUnavailableError(SegmentError):
-    """Triton cannot be reached, or does not serve a usable model."""
+    """Triton cannot be reached, or does not serve a usable model.
+
+    Args:
+        message: As in `SegmentError`.
+        field: As in `SegmentError`.
+        connection_broke: The connection was lost under the call, so that the same call may succeed on another one.
+    """
+
+    def __init__(self, message: str, *, field: str = "", connection_broke: bool = False) -> None:
+        super().__init__(message, field=field)
+        self.connection_broke = connection_broke
 
 
 class DrainingError(SegmentError):

@@ -5,7 +5,6 @@ in the same files: counters never fall, and the files never get more.
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,9 @@ from prometheus_client.registry import Collector
 
 from service.cache.arena import usage_of
 from service.errors import StartError
+from service.own_folder import OwnFolder, sweep
 
+FOLDER_PREFIX = "sam-metrics"
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's own name for it
 
 
@@ -28,12 +29,12 @@ def metrics_folder() -> Iterator[Path]:
     Raises:
         StartError: there is no place for temporary files.
     """
+    sweep(FOLDER_PREFIX)
+    folder = OwnFolder(FOLDER_PREFIX)
     try:
-        folder = tempfile.TemporaryDirectory(prefix="sam-metrics-", ignore_cleanup_errors=True)
-    except OSError as error:
-        raise StartError("no folder for temporary files can be written; set TMPDIR to one") from error
-    with folder as name:
-        yield Path(name)
+        yield folder.path
+    finally:
+        folder.remove()
 
 
 def count_in_files_of(index: int) -> None:

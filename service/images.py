@@ -6,53 +6,57 @@ second level: there are many, and it could not be told to forget them with their
 """
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from service.answers import IfMatch, ImageRecord, ImageRef
-from service.backend import Backend
 from service.cache.contract import CachedImage, CacheLevel, Embedding, Prepared, Wanted
 from service.cache.embeddings import EmbeddingCache, cache_key
 from service.errors import ImageNotCachedError
 from service.everything import Crop
-from service.image import digest_of, letterbox
+from service.guard import Guard
+from service.image import Box, Decoder, digest_of
+from service.model_health import ModelHealth
 from service.preconditions import check_match, not_cached
-from service.readiness import Readiness
 
 Found = tuple[CachedImage, CacheLevel]
-Pixels = Callable[[], NDArray[np.uint8]]  # RGB [height, width, 3]; called in a thread
 
 
 class Images:
-    """The images of all tenants under the model that `readiness` knows.
+    """The images of all tenants under the model that `health` knows.
 
     Args:
-        backend: Encodes.
         cache: Keeps.
-        readiness: Which model, and whether it answers.
+        decoder: Makes the encoder's input of bytes, which it may do more than once for an image of which crops are cut.
+        health: Knows which model.
+        guard: Encodes, if the model answers.
         max_encode_s: The longest an encode takes: it is shared by all who wait for its image.
         secret: Of the cache's keys.
     """
 
     def __init__(
-        self, *, backend: Backend, cache: EmbeddingCache, readiness: Readiness, max_encode_s: float, secret: bytes
+        self,
+        *,
+        cache: EmbeddingCache,
+        decoder: Decoder,
+        health: ModelHealth,
+        guard: Guard,
+        max_encode_s: float,
+        secret: bytes,
     ) -> None:
-        self._backend = backend
         self._cache = cache
-        self._readiness = readiness
+        self._decoder = decoder
+        self._health = health
+        self._guard = guard
         self._max_encode_s = max_encode_s
         self._secret = secret
 
     def key(self, ref: ImageRef) -> bytes:
         """Return the key that the image is cached under."""
-        return cache_key(self._secret, ref.tenant, self._readiness.model.identity, ref.image_id)
+        return cache_key(self._secret, ref.tenant, self._health.model.identity, ref.image_id)
 
     def record(self, image: CachedImage) -> ImageRecord:
         """Return what callers may know of a cached image."""
-        return ImageRecord(image.image_id, image.digest, image.size, self._readiness.model.identity, image.nbytes)
+        return ImageRecord(image.image_id, image.digest, image.size, self._health.model.identity, image.nbytes)
 
     async def find(self, ref: ImageRef) -> Found:
         """Return a cached image.
@@ -79,44 +83,43 @@ class Images:
             check_match(None if found is None else found[0], if_match)
         return wanted
 
-    async def get_or_encode(self, wanted: Wanted, pixels: Pixels) -> Found:
-        """Return the image if it is cached, else encode and cache it.
+    async def get_or_encode(self, wanted: Wanted, data: bytes, box: Box | None = None) -> Found:
+        """Return the image, or what the `box` holds of it, if it is cached, else encode and cache it.
 
         Raises:
-            SegmentError: of `pixels`, or those of an encode.
+            SegmentError: those of the decoder, or of an encode.
         """
-        side = self._readiness.model.geometry.input_size
+        side = self._health.model.geometry.input_size
 
         async def prepare() -> Prepared:
-            rgb = await asyncio.to_thread(pixels)
-            placed = await asyncio.to_thread(letterbox, rgb, side)
-            self._readiness.check()  # before a slot is claimed: what is kept must not go for what cannot come
+            image = await self._decoder.decode(data, side, box)
+            self._guard.check_encoder()  # before a slot is claimed: what is kept must not go for what cannot come
 
             async def encode(destination: Embedding) -> None:
                 # Shared by all who wait for this image: under the longest deadline, not under the first caller's.
-                await self._backend.encode(placed, destination, self._max_encode_s)
+                await self._guard.encode(image.placed, destination, self._max_encode_s)
 
-            return Prepared((rgb.shape[0], rgb.shape[1]), placed.valid_size, encode)
+            return Prepared(image.size, image.placed.valid_size, encode)
 
         return await self._cache.get_or_encode(wanted, prepare)
 
-    async def crop(self, tenant: str, whole: CachedImage, crop: Crop, pixels: Pixels | None) -> Found:
-        """Return a crop of an image, encoded if need be from the whole image's `pixels`.
+    async def crop(self, tenant: str, whole: CachedImage, crop: Crop, data: bytes | None) -> Found:
+        """Return a crop of an image, encoded if need be from the whole image's bytes.
 
         Raises:
-            ImageNotCachedError: it is not cached, and there are no pixels.
-            SegmentError: of `pixels`, or those of an encode.
+            ImageNotCachedError: it is not cached, and there are no bytes.
+            SegmentError: those of the decoder, or of an encode.
         """
         ref = ImageRef(tenant, f"{whole.image_id}#{crop.x0},{crop.y0},{crop.x1},{crop.y1}")
         wanted = Wanted(self.key(ref), tenant, ref.image_id, whole.digest, is_local=True)
-        if pixels is None:
+        if data is None:
             found = await self._cache.find(wanted)
             if found is None:
                 raise ImageNotCachedError(
                     "a crop of the image is not cached; send the image's bytes with the call", field="image"
                 )
             return found
-        found = await self.get_or_encode(wanted, lambda: pixels()[crop.y0 : crop.y1, crop.x0 : crop.x1])
+        found = await self.get_or_encode(wanted, data, (crop.x0, crop.y0, crop.x1, crop.y1))
         if whole.place is not None and not self._cache.has(whole.key):  # forgotten meanwhile: its crops must be too
             self._cache.delete_parts(tenant, whole.image_id)
         return found

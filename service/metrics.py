@@ -2,11 +2,13 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from service.admission.contract import Lane, Refusal
 from service.answers import Timings
+from service.breaker import BreakerState
 from service.cache.contract import CacheLevel
 from service.cache.index import EvictionReason
 from service.cache.redis_connections import Fault
-from service.cache.redis_observer import BreakerState, Operation, Outcome
+from service.cache.redis_observer import Operation, Outcome
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 AGE_BUCKETS_S = (1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
@@ -56,6 +58,33 @@ class Metrics:
             buckets=AGE_BUCKETS_S,
             registry=registry,
         )
+        self._decode_lost = Counter(
+            "sam_decode_processes_lost",
+            "Decode processes that died over an image and were replaced, by reason: crashed, too_slow, abandoned.",
+            ["reason"],
+            registry=registry,
+        )
+
+        self._held, self._waiting, self._limit = (
+            Gauge(name, f"{what}, by lane: prompt, encode.", ["lane"], registry=registry, multiprocess_mode="livesum")
+            for name, what in (
+                ("sam_requests_in_flight", "Requests being worked on"),
+                ("sam_requests_waiting", "Requests admitted that wait for their turn"),
+                ("sam_requests_in_flight_limit", "Requests that may be worked on at once at present"),
+            )
+        )
+        self._body_bytes = Gauge(
+            "sam_body_bytes",
+            "Bytes of request bodies being held.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._refusals = Counter(
+            "sam_refusals",
+            "Requests refused before any work: wait (it would have been too long), bytes (of uploads), rate.",
+            ["why"],
+            registry=registry,
+        )
 
         self._redis_operations = Counter(
             "sam_redis_operations", "Operations of the second level.", ["operation", "outcome"], registry=registry
@@ -73,6 +102,25 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self._model_breaker_open = Gauge(
+            "sam_model_breaker_open",
+            "1 while any worker refuses requests to a model that did not answer.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._model_retries = Counter(
+            "sam_model_retries",
+            "Calls to a model that were made again on another connection.",
+            ["model"],
+            registry=registry,
+        )
+        self._tasks = Gauge(
+            "sam_tasks",
+            "Tasks of all workers' event loops; more and more of them are a leak.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
 
     def observe(self, timings: Timings) -> None:
         """Take the record of one answered request."""
@@ -86,6 +134,20 @@ class Metrics:
             self._prompts.inc(timings.prompts)
             self._stage_s.labels("decode").observe(timings.decode_s)
             self._stage_s.labels("masks").observe(timings.masks_s)
+
+    def admission(self, lane: Lane, *, held: int, waiting: int, limit: int) -> None:
+        """Take the state of a lane."""
+        self._held.labels(lane.value).set(held)
+        self._waiting.labels(lane.value).set(waiting)
+        self._limit.labels(lane.value).set(limit)
+
+    def bodies(self, nbytes: int) -> None:
+        """Take how many bytes of request bodies are held."""
+        self._body_bytes.set(nbytes)
+
+    def refused(self, why: Refusal) -> None:
+        """Count a refusal."""
+        self._refusals.labels(why.value).inc()
 
     def evicted(self, reason: EvictionReason, age_s: float) -> None:
         """Count an eviction."""
@@ -105,9 +167,25 @@ class Metrics:
         self._redis_operations.labels(operation.value, outcome.value).inc()
         self._redis_operation_s.labels(operation.value).observe(seconds)
 
+    def decode_process_lost(self, reason: str) -> None:
+        """Count a decode process that died over an image."""
+        self._decode_lost.labels(reason).inc()
+
     def breaker(self, state: BreakerState) -> None:
         """Take the state of the second level's breaker."""
         self._redis_breaker_open.set(state is not BreakerState.CLOSED)
+
+    def model_breaker(self, model: str, state: BreakerState) -> None:
+        """Take the state of a model's breaker."""
+        self._model_breaker_open.labels(model).set(state is not BreakerState.CLOSED)
+
+    def model_retried(self, model: str) -> None:
+        """Count a call that is made again."""
+        self._model_retries.labels(model).inc()
+
+    def tasks(self, count: int) -> None:
+        """Take the number of tasks of this worker's event loop."""
+        self._tasks.set(count)
 
     def request(self, transport: str, route: str, outcome: str, seconds: float) -> None:
         """Count one call: `outcome` is `OK`, `CANCELLED` or an error's reason."""

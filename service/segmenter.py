@@ -4,11 +4,12 @@ The seam to the model is `service.backend.Backend`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from functools import cache as memoised
-from functools import partial
+from collections.abc import Callable
+from contextlib import suppress
 
+from service.admission.contract import Lane
+from service.admission.permits import Permits
+from service.admission.rates import Rates
 from service.answers import (
     EmbedResult,
     EverythingRequest,
@@ -24,16 +25,18 @@ from service.answers import (
 from service.backend import Backend, DecoderOutput
 from service.cache.contract import CachedImage, CacheLevel, Wanted
 from service.cache.embeddings import EmbeddingCache
-from service.errors import DeadlineExceededError, DrainingError, ImageNotCachedError, OverloadedError
+from service.errors import ImageNotCachedError, OverloadedError, SegmentError
 from service.everything import Crop, check_parameters
+from service.gate import Gate
 from service.generation import Generation, Means, OnProgress
-from service.image import ImageLimits, decode_image
-from service.images import Found, Images, Pixels
+from service.guard import Guard
+from service.image import Decoder, ImageLimits
+from service.image_header import read_header
+from service.images import Found, Images
 from service.mask import Mask, check_output, chosen_candidates, masks_from_logits
-from service.permits import Permits
+from service.model_health import ModelHealth, Observer, Unobserved
 from service.preconditions import check_image_id, check_match, not_cached
 from service.prompt import PromptBatch, batches_from_prompts, check_prompts
-from service.readiness import Readiness
 from service.stopwatch import Stopwatch
 from service.upscaling import Frame
 
@@ -44,11 +47,14 @@ class Segmenter:
     Args:
         backend: Where the model runs.
         cache: Where embeddings are kept.
-        permits: Admission.
+        decoder: Makes the encoder's input of an image's bytes.
+        permits: How many may be at work.
+        rates: How often each tenant may ask; None: as often as it likes.
         limits: Bounds on images.
         max_deadline_s: Deadline of requests that bring none, and the cap of those that do.
         secret: Of the cache's keys, up to 64 bytes; those who share a second level share it.
         on_done: Receives the record of every answered request.
+        observer: Told what becomes of the model.
     """
 
     def __init__(  # noqa: PLR0913 - what it is composed of, by name
@@ -56,28 +62,40 @@ class Segmenter:
         *,
         backend: Backend,
         cache: EmbeddingCache,
+        decoder: Decoder,
         permits: Permits,
         limits: ImageLimits,
         max_deadline_s: float,
         secret: bytes,
         on_done: Callable[[Timings], None],
+        observer: Observer | None = None,
+        rates: Rates | None = None,
     ) -> None:
         self.limits = limits
-        self.draining = False
+        self.gate = Gate(permits, rates, max_deadline_s)
         self._backend = backend
+        self._health = ModelHealth(backend, cache, observer or Unobserved())
+        self._guard = Guard(backend, self._health, observer or Unobserved())
         self._cache = cache
-        self._permits = permits
-        self._max_deadline_s = max_deadline_s
         self._on_done = on_done
-        self._readiness = Readiness(backend, cache)
         self._images = Images(
-            backend=backend, cache=cache, readiness=self._readiness, max_encode_s=max_deadline_s, secret=secret
+            cache=cache,
+            decoder=decoder,
+            health=self._health,
+            guard=self._guard,
+            max_encode_s=max_deadline_s,
+            secret=secret,
         )
 
     @property
     def ready(self) -> bool:
-        """Whether the last canary came through and new requests are taken."""
-        return self._readiness.is_answering and not self.draining
+        """Whether the model answers and new requests are taken."""
+        return self._health.ready and self.gate.is_open
+
+    @property
+    def model_answers(self) -> bool:
+        """Whether the last canaries came through, and requests since."""
+        return self._health.ready
 
     @property
     def model(self) -> Model:
@@ -86,11 +104,17 @@ class Segmenter:
         Raises:
             ModelUnavailableError: none has answered yet.
         """
-        return self._readiness.model
+        return self._health.model
 
     async def probe(self, timeout_s: float) -> None:
-        """Run a canary through the model; see `Readiness.probe`."""
-        await self._readiness.probe(timeout_s)
+        """Find out whether the model answers; see `ModelHealth.probe`."""
+        await self._health.probe(timeout_s)
+
+    async def adapt(self, timeout_s: float) -> None:
+        """Let in as many at once as keep the model's queue short; without word of it, as many as before."""
+        with suppress(SegmentError):
+            self.gate.permits.adapt(await self._backend.spent(timeout_s))
+        self.gate.permits.tell()
 
     async def embed(
         self, ref: ImageRef, data: bytes, deadline_s: float | None = None, *, if_match: IfMatch = None
@@ -103,10 +127,11 @@ class Segmenter:
             SegmentError: any of its kinds but `InvalidPromptError`.
         """
         check_image_id(ref.image_id)
-        async with self._admitted(deadline_s) as watch:
+        async with self.gate.passed(Lane.ENCODE, ref.tenant, deadline_s) as watch:
+            read_header(data, self.limits)
             wanted = await self._images.wanted(ref, data, if_match)
             created = not self._cache.has(wanted.key)
-            image, level = await self._get_or_encode(wanted, partial(decode_image, data, self.limits), watch)
+            image, level = await self._get_or_encode(wanted, data, watch)
             if image.place is None:
                 raise OverloadedError("the cache has no room for another image at present; come back in a moment")
             return EmbedResult(self._images.record(image), created, level, self._done(watch, level, 0))
@@ -118,7 +143,7 @@ class Segmenter:
             SegmentError: any of its kinds but those about image bytes.
         """
         check_image_id(ref.image_id)
-        async with self._admitted(deadline_s) as watch:
+        async with self.gate.passed(Lane.PROMPT, ref.tenant, deadline_s) as watch:
             image, level = await self._images.find(ref)
             check_match(image, request.if_match)
             watch.lap("queue")
@@ -136,10 +161,11 @@ class Segmenter:
         """
         if ref.image_id:
             check_image_id(ref.image_id)
-        async with self._admitted(deadline_s) as watch:
+        async with self.gate.passed(Lane.ENCODE, ref.tenant, deadline_s) as watch:
+            read_header(data, self.limits)
             wanted = await self._images.wanted(ref, data, request.if_match)
             for _ in range(2):
-                image, level = await self._get_or_encode(wanted, partial(decode_image, data, self.limits), watch)
+                image, level = await self._get_or_encode(wanted, data, watch)
                 with suppress(ImageNotCachedError):  # recycled during the decode: the bytes are here, so once more
                     return await self._answer(image, level, request, watch)
         raise OverloadedError("the cache cannot keep the image for as long as an answer takes; come back in a moment")
@@ -147,11 +173,13 @@ class Segmenter:
     async def image(self, ref: ImageRef) -> ImageRecord:
         """Return what is known of a cached image."""
         check_image_id(ref.image_id)
+        self.gate.count(ref.tenant)
         return self._images.record((await self._images.find(ref))[0])
 
     async def delete(self, ref: ImageRef, *, if_match: IfMatch = None) -> None:
         """Forget an image."""
         check_image_id(ref.image_id)
+        self.gate.count(ref.tenant)
         await self._images.delete(ref, if_match)
 
     async def everything(
@@ -175,37 +203,22 @@ class Segmenter:
         if ref.image_id or data is None:
             check_image_id(ref.image_id)
         check_parameters(request.parameters)
-        async with self._admitted(deadline_s) as watch:
+        async with self.gate.passed(Lane.ENCODE, ref.tenant, deadline_s) as watch:
             if data is None:
                 found = await self._images.find(ref)
                 check_match(found[0], request.if_match)
                 watch.lap("queue")
                 return await self._generate(ref.tenant, found, request, None, watch, on_progress)
+            read_header(data, self.limits)
             wanted = await self._images.wanted(ref, data, request.if_match)
-            pixels: Pixels = partial(decode_image, data, self.limits)
-            if request.parameters.crop_n_layers:
-                pixels = memoised(pixels)  # decoded once, however many crops are cut
             for _ in range(2):
-                found = await self._get_or_encode(wanted, pixels, watch)
+                found = await self._get_or_encode(wanted, data, watch)
                 with suppress(ImageNotCachedError):  # as in `segment_bytes`
-                    return await self._generate(ref.tenant, found, request, pixels, watch, on_progress)
+                    return await self._generate(ref.tenant, found, request, data, watch, on_progress)
         raise OverloadedError("the cache cannot keep the image for as long as an answer takes; come back in a moment")
 
-    @asynccontextmanager
-    async def _admitted(self, deadline_s: float | None) -> AsyncIterator[Stopwatch]:
-        """Take a permit and run the block under its deadline."""
-        if self.draining:
-            raise DrainingError("the server is shutting down; send the request again, elsewhere or in a moment")
-        watch = Stopwatch(min(deadline_s or self._max_deadline_s, self._max_deadline_s))
-        try:
-            async with asyncio.timeout(watch.deadline_s), self._permits.hold():
-                watch.lap("queue")
-                yield watch
-        except TimeoutError as error:
-            raise DeadlineExceededError(f"no answer within the deadline of {watch.deadline_s:g} s") from error
-
-    async def _get_or_encode(self, wanted: Wanted, pixels: Pixels, watch: Stopwatch) -> Found:
-        found = await self._images.get_or_encode(wanted, pixels)
+    async def _get_or_encode(self, wanted: Wanted, data: bytes, watch: Stopwatch) -> Found:
+        found = await self._images.get_or_encode(wanted, data)
         watch.lap("encode")
         return found
 
@@ -233,7 +246,7 @@ class Segmenter:
         return SegmentResult(self._images.record(image), in_order, level, timings)
 
     async def _decode(self, image: CachedImage, batch: PromptBatch, watch: Stopwatch) -> DecoderOutput:
-        output = await self._backend.decode(image.embedding, batch, watch.left_s())
+        output = await self._guard.decode(image.embedding, batch, watch.left_s())
         if not self._cache.is_current(image):  # the slot was given away meanwhile: whose masks these are is unknown
             raise not_cached()
         return output
@@ -243,7 +256,7 @@ class Segmenter:
         tenant: str,
         found: Found,
         request: EverythingRequest,
-        pixels: Pixels | None,
+        data: bytes | None,
         watch: Stopwatch,
         on_progress: OnProgress,
     ) -> EverythingResult:
@@ -253,7 +266,7 @@ class Segmenter:
         async def find_crop(crop: Crop) -> CachedImage:
             if crop.layer == 0:
                 return whole
-            image, found_at = await self._images.crop(tenant, whole, crop, pixels)
+            image, found_at = await self._images.crop(tenant, whole, crop, data)
             levels.add(found_at)
             watch.lap("encode")
             return image

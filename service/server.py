@@ -11,19 +11,25 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from service.admission.permits import Permits
+from service.admission.rates import Rates
 from service.auth import Authoriser, parse_api_keys
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
 from service.cache.redis import RedisLevel
+from service.decoding import DecodePool
 from service.errors import SegmentError
-from service.image import ImageLimits, trust_own_limits
+from service.image import ImageLimits
 from service.metrics import Metrics
-from service.permits import Permits
+from service.observer import Observer
 from service.ports import bound_socket
 from service.rest.app import create_app
+from service.rest.protocol import DeadlineProtocol
 from service.rpc.server import RpcServer
 from service.segmenter import Segmenter
 from service.settings import Settings
+from service.tls import TlsFiles, tls_files
+from service.tracing import tracer_from_environment
 from service.triton import TritonBackend
 
 log = logging.getLogger(__name__)
@@ -32,9 +38,12 @@ LATE_WRITE_S = 30.0  # how long after its deadline Triton could still write the 
 MAX_LEASE_S = 5.0
 REDIS_TTL_S = 86400.0  # in the second level, when SAM_CACHE_TTL_S sets none: Redis must be able to forget
 RENEW_EVERY_S = 2.0
+KEEP_ALIVE_S = 75  # longer than clients and balancers keep a connection, so that they do not send into one that closes
+ADAPT_EVERY_S = 0.25
+ADAPT_TIMEOUT_S = 1.0
 PROBE_TIMEOUT_S = 10.0
 FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, that there is none
-PROBE_EVERY_S = 2.0
+PROBE_EVERY_S = 0.3  # a model that dies is found within 2 s, the second that Triton takes to give it up included
 PROBE_EVERY_UNREADY_S = 0.2
 
 
@@ -47,51 +56,69 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-async def serve(settings: Settings, *, on_ready: Callable[[], None], open_when_ready: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. `on_ready` is called once, when the first canary came through.
+async def serve(
+    settings: Settings,
+    *,
+    on_ready: Callable[[Callable[[], bool]], None],
+    open_when_ready: bool = False,
+    rates_fd: int | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    `on_ready` is called once, when the first canary came through, with what tells from then on if the model answers.
 
     HTTP and gRPC share their ports with other workers; that nobody else has them is the supervisor's business. With
-    `open_when_ready` this worker takes no connections before it can answer: others do meanwhile.
+    `open_when_ready` this worker takes no connections before it can answer: others do meanwhile. `rates_fd` is where it
+    shares the tenants' rate limits with them.
 
     Raises:
-        StartError: a port is taken, or there is no room for the cache.
+        StartError: a port is taken, TLS files cannot be used, or there is no room for the cache.
     """
     stop, ready = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    trust_own_limits()
     metrics = Metrics(CollectorRegistry())
     async with AsyncExitStack() as stack:
         backend = await stack.enter_async_context(_connected(settings))
         store = await stack.enter_async_context(_second_level(settings, metrics))
         cache = _cache(settings, metrics, store)
         stack.callback(cache.close)
-        segmenter = _segmenter(settings, backend, cache, metrics)
+        limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        decoder = DecodePool(settings.decode_processes, limits, metrics.decode_process_lost)
+        await stack.enter_async_context(decoder.running())
+        observer = Observer(metrics, await stack.enter_async_context(tracer_from_environment()))
         authoriser = _authoriser(settings)
-        rpc = _rpc_server(settings, segmenter, authoriser, metrics)
-        http = _http_server(create_app(segmenter, authoriser, metrics), settings.drain_s)
+        rates = _rates(settings, authoriser, metrics, rates_fd)
+        segmenter = _segmenter(settings, backend, cache, decoder, rates, observer)
+        tls = tls_files(settings)
+        rpc = _rpc_server(settings, segmenter, authoriser, observer, tls)
+        http = _http_server(create_app(segmenter, authoriser, observer), settings.drain_s, tls)
         http_socket = stack.enter_context(
             bound_socket(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT", reuse_port=True)
         )
-        await stack.enter_async_context(_in_background(_keep_renewing(cache)))
+        await stack.enter_async_context(_in_background(_keep_renewing(cache, metrics)))
+        await stack.enter_async_context(_in_background(_keep_adapting(segmenter)))
         probing = await stack.enter_async_context(_in_background(_keep_probing(segmenter, rpc, ready)))
         await _first_of(stop, ready, failing=probing, timeout_s=None if open_when_ready else FIRST_CANARY_S)
-        await stack.enter_async_context(_serving_requests(segmenter, http, http_socket, rpc, settings.drain_s))
+        await stack.enter_async_context(_serving_requests(segmenter, http, http_socket, rpc, settings))
         await _first_of(stop, ready, failing=probing)
         if ready.is_set():
-            on_ready()
+            on_ready(lambda: segmenter.model_answers)
         await _first_of(stop, failing=probing)
 
 
-def _rpc_server(settings: Settings, segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics) -> RpcServer:
+def _rpc_server(
+    settings: Settings, segmenter: Segmenter, authoriser: Authoriser, observer: Observer, tls: TlsFiles | None
+) -> RpcServer:
     return RpcServer(
         segmenter,
         authoriser,
-        metrics,
+        observer,
         host=settings.host,
         port=settings.grpc_port,
         connection_age_s=settings.grpc_connection_age_s,
         connection_grace_s=settings.default_deadline_s,
+        credentials=tls.server_credentials() if tls else None,
     )
 
 
@@ -127,15 +154,41 @@ def _cache(settings: Settings, metrics: Metrics, store: RedisLevel | None) -> Em
     )
 
 
-def _segmenter(settings: Settings, backend: TritonBackend, cache: EmbeddingCache, metrics: Metrics) -> Segmenter:
+def _rates(settings: Settings, authoriser: Authoriser, metrics: Metrics, rates_fd: int | None) -> Rates:
+    return Rates(
+        authoriser.tenants,
+        rate=settings.tenant_rate,
+        burst=settings.tenant_burst,
+        buckets_fd=rates_fd,
+        observer=metrics,
+    )
+
+
+def _segmenter(
+    settings: Settings,
+    backend: TritonBackend,
+    cache: EmbeddingCache,
+    decoder: DecodePool,
+    rates: Rates,
+    observer: Observer,
+) -> Segmenter:
+    permits = Permits(
+        settings.max_concurrency,
+        max_wait_s=settings.max_wait_s,
+        max_bytes=settings.max_bytes_in_flight,
+        observer=observer.metrics,
+    )
     return Segmenter(
         backend=backend,
         cache=cache,
-        permits=Permits(settings.max_concurrency),
-        limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
+        decoder=decoder,
+        permits=permits,
+        rates=rates,
+        limits=decoder.limits,
         max_deadline_s=settings.default_deadline_s,
         secret=settings.cache_secret.get_secret_value().encode(),
-        on_done=metrics.observe,
+        on_done=observer.answered,
+        observer=observer.metrics,
     )
 
 
@@ -146,23 +199,29 @@ def _authoriser(settings: Settings) -> Authoriser:
     return authoriser
 
 
-def _http_server(app: FastAPI, drain_s: float) -> _HttpServer:
+def _http_server(app: FastAPI, drain_s: float, tls: TlsFiles | None) -> _HttpServer:
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=DeadlineProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(drain_s)),
+        ssl_context_factory=(lambda *_: tls.ssl_context()) if tls else None,
     )
     return _HttpServer(config)
 
 
 @asynccontextmanager
 async def _connected(settings: Settings) -> AsyncIterator[TritonBackend]:
-    backend = TritonBackend(settings.triton_url, shared_memory=settings.triton_transport == "shm")
+    backend = TritonBackend(
+        settings.triton_url,
+        shared_memory=settings.triton_transport == "shm",
+        secret=settings.triton_secret.get_secret_value(),
+    )
     try:
         yield backend
     finally:
@@ -171,19 +230,21 @@ async def _connected(settings: Settings) -> AsyncIterator[TritonBackend]:
 
 @asynccontextmanager
 async def _serving_requests(
-    segmenter: Segmenter, http: _HttpServer, http_socket: socket.socket, rpc: RpcServer, drain_s: float
+    segmenter: Segmenter, http: _HttpServer, http_socket: socket.socket, rpc: RpcServer, settings: Settings
 ) -> AsyncIterator[None]:
-    """Serve HTTP and gRPC during the block; then take no new work and let what is under way finish."""
+    """Serve HTTP and gRPC during the block; then retire, take no new work and let what is under way finish."""
     serving = asyncio.create_task(http.serve(sockets=[http_socket]))
     await rpc.start()
     try:
         yield
     finally:
         log.info("server.draining")
-        segmenter.draining = True
+        segmenter.gate.retiring = True
         await rpc.set_ready(ready=False)
+        await asyncio.sleep(settings.drain_delay_s)
+        segmenter.gate.draining = True
         http.should_exit = True
-        await asyncio.gather(rpc.stop(drain_s), serving)
+        await asyncio.gather(rpc.stop(settings.drain_s), serving)
 
 
 @asynccontextmanager
@@ -218,11 +279,19 @@ async def _keep_probing(segmenter: Segmenter, rpc: RpcServer, ready: asyncio.Eve
         await asyncio.sleep(PROBE_EVERY_S if was_ready else PROBE_EVERY_UNREADY_S)
 
 
-async def _keep_renewing(cache: EmbeddingCache) -> None:
-    """Hold on to the worker's slots for answers, also while the model does not answer."""
+async def _keep_adapting(segmenter: Segmenter) -> None:
+    """Follow the model's queue, and tell how full the service is."""
+    while True:
+        await asyncio.sleep(ADAPT_EVERY_S)
+        await segmenter.adapt(ADAPT_TIMEOUT_S)
+
+
+async def _keep_renewing(cache: EmbeddingCache, metrics: Metrics) -> None:
+    """Hold on to the worker's slots for answers, also while the model does not answer; count the loop's tasks."""
     while True:
         await asyncio.sleep(RENEW_EVERY_S)
         cache.renew()
+        metrics.tasks(len(asyncio.all_tasks()))
 
 
 async def _first_of(*events: asyncio.Event, failing: asyncio.Task[None], timeout_s: float | None = None) -> None:

@@ -1,6 +1,7 @@
 """Every setting, read once from the environment (prefix `SAM_`). Leaves get values, never this object."""
 
 import os
+import re
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -24,8 +25,16 @@ def usable_cpus(quota: str = "max") -> int:
 
 def default_workers() -> int:
     """Return one worker per core but one, at least two: while one that died is replaced, the other goes on."""
-    quota = CPU_QUOTA.read_text() if CPU_QUOTA.exists() else "max"
-    return min(MAX_DEFAULT_WORKERS, max(MIN_DEFAULT_WORKERS, usable_cpus(quota) - 1))
+    return min(MAX_DEFAULT_WORKERS, max(MIN_DEFAULT_WORKERS, usable_cpus(_cpu_quota()) - 1))
+
+
+def default_decode_processes(workers: int) -> int:
+    """Return how many decode processes each worker needs for all cores to be able to decode."""
+    return -(-usable_cpus(_cpu_quota()) // workers)
+
+
+def _cpu_quota() -> str:
+    return CPU_QUOTA.read_text() if CPU_QUOTA.exists() else "max"
 
 
 class Settings(BaseSettings):
@@ -40,6 +49,23 @@ class Settings(BaseSettings):
     grpc_port: int = Field(default=50051, ge=1, le=65535, description="Change it when something else has the port.")
     metrics_port: int = Field(
         default=9464, ge=1, le=65535, description="Prometheus scrapes /metrics here, apart from traffic."
+    )
+    metrics_host: str = Field(
+        default="",
+        description="Address that /metrics binds, when not SAM_HOST: it is always plain HTTP without keys, for the "
+        "network that Prometheus is in.",
+    )
+    tls_cert: Path | None = Field(
+        default=None,
+        description="PEM file of the server's certificate (chain); with it HTTP and gRPC speak TLS 1.2 or newer only. "
+        "New files are used for new connections, without a restart.",
+    )
+    tls_key: Path | None = Field(
+        default=None, description="PEM file of the certificate's private key, without a passphrase."
+    )
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="PEM file of authorities: only clients with a certificate of one of them may connect (mutual TLS).",
     )
     workers: int = Field(
         default_factory=default_workers,
@@ -59,6 +85,11 @@ class Settings(BaseSettings):
         default="127.0.0.1:8001",
         pattern=r"^\S+:\d+$",
         description="host:port of Triton's gRPC. In embedded mode, where the local Triton listens (loopback only).",
+    )
+    triton_secret: SecretStr = Field(
+        default=SecretStr(""),
+        description="What Triton asks for all but inference: the value in its --grpc-restricted-protocol=... "
+        "Embedded mode makes one at every start.",
     )
     triton_metrics_port: int = Field(
         default=8002, ge=1, le=65535, description="Embedded mode: Triton's own metrics port."
@@ -109,6 +140,13 @@ class Settings(BaseSettings):
         ge=1,
         description="Images with more pixels are refused before decoding: a small file can hold many.",
     )
+    decode_processes: int = Field(
+        default_factory=lambda data: default_decode_processes(data["workers"]),
+        ge=1,
+        le=64,
+        description="Processes of each worker that decode images, one at a time each; by default as many as give each "
+        "core one. More when uploads of large photographs wait for each other; 8 to 16 MB each, and the picture's own.",
+    )
     default_deadline_s: float = Field(
         default=30.0,
         gt=0,
@@ -118,12 +156,40 @@ class Settings(BaseSettings):
     max_concurrency: int = Field(
         default=64,
         ge=1,
-        description="Requests a worker works on at once; as many again may wait, the rest is refused as overloaded.",
+        description="Requests a worker works on at once, a quarter of them with images to encode; fewer while the "
+        "model's queue is long. As many again may wait. More when batches are not full although requests wait.",
+    )
+    max_wait_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="Requests that would wait longer than this for their turn are refused as overloaded, at once. Less "
+        "for callers who have somewhere else to go, more to ride out bursts.",
+    )
+    max_bytes_in_flight: int = Field(
+        default=256 * MIB,
+        ge=1,
+        description="Bytes of request bodies a worker holds at once, which bounds its memory; more are refused.",
+    )
+    tenant_rate: float = Field(
+        default=0.0,
+        ge=0,
+        description="Requests per second that each tenant may make, of all workers together; more are refused as "
+        "rate_limited. 0: no limit but fairness.",
+    )
+    tenant_burst: int = Field(
+        default=20, ge=1, description="With SAM_TENANT_RATE: requests that a tenant may make at once after a pause."
+    )
+    drain_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="After SIGTERM, how long to serve on while no longer ready, so that balancers look elsewhere "
+        "before connections are refused. As long as yours take to notice; 5 in Kubernetes.",
     )
     drain_s: float = Field(
         default=20.0,
         ge=0,
-        description="After SIGTERM, how long requests under way may finish. Stay under the pod's grace.",
+        description="After that, how long requests under way may finish. Keep the sum under the pod's grace.",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Verbosity of the log.")
@@ -134,16 +200,35 @@ class Settings(BaseSettings):
         url = urlsplit(self.redis_url.get_secret_value())
         if self.redis_url.get_secret_value() and url.scheme not in ("redis", "rediss", "unix"):
             raise ValueError("SAM_REDIS_URL must begin with redis://, rediss:// or unix://")
-        if url.port is not None and not url.hostname:  # `port` raises ValueError itself when it is no number
+        try:
+            port = url.port
+        except ValueError:  # whose own words quote what may be a password with an unescaped slash in it
+            raise ValueError("SAM_REDIS_URL has a port that is no number; is a password quoted (%2F for /)?") from None
+        if port is not None and not url.hostname:
             raise ValueError("SAM_REDIS_URL names a port but no host")
         if self.redis_url.get_secret_value() and not self.cache_secret.get_secret_value():
             raise ValueError("SAM_REDIS_URL needs SAM_CACHE_SECRET, the same for all replicas")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_files_go_together(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("SAM_TLS_CERT and SAM_TLS_KEY go together: set both, or neither")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("SAM_TLS_CLIENT_CA needs SAM_TLS_CERT and SAM_TLS_KEY")
         return self
 
     @property
     def arena_name(self) -> str:
         """Name of the shared-memory arena: one a gateway, found again by the next one on the same port."""
         return f"sam-{self.http_port}"
+
+    @field_validator("triton_secret")
+    @classmethod
+    def _triton_secret_fits_a_header(cls, value: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[!-~]*", value.get_secret_value()):
+            raise ValueError("must have no spaces and no characters beyond ASCII: it is sent in a header")
+        return value
 
     @field_validator("api_keys")
     @classmethod

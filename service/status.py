@@ -9,7 +9,10 @@ from service import errors
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How one kind of error is told to clients; `retry_after_s` is None where retrying unchanged cannot help."""
+    """How one kind of error is told to clients.
+
+    `retry_after_s` is when to come back, unless the error itself knows better; None: retrying unchanged cannot help.
+    """
 
     http: int
     grpc: StatusCode
@@ -26,13 +29,14 @@ STATUS: dict[type[errors.SegmentError], Status] = {
     errors.DigestMismatchError: Status(412, StatusCode.FAILED_PRECONDITION, "digest_mismatch"),
     errors.UnauthenticatedError: Status(401, StatusCode.UNAUTHENTICATED, "unauthenticated"),
     errors.OverloadedError: Status(429, StatusCode.RESOURCE_EXHAUSTED, "overloaded", retry_after_s=1),
+    errors.RateLimitedError: Status(429, StatusCode.RESOURCE_EXHAUSTED, "rate_limited", retry_after_s=1),
     errors.DeadlineExceededError: Status(504, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded"),
     errors.ModelUnavailableError: Status(503, StatusCode.UNAVAILABLE, "model_unavailable", retry_after_s=2),
     errors.DrainingError: Status(503, StatusCode.UNAVAILABLE, "draining", retry_after_s=1),
 }
 
 INTERNAL = Status(500, StatusCode.INTERNAL, "internal")
-INTERNAL_MESSAGE = "Internal error. The server's log has the details under this time."
+INTERNAL_MESSAGE = "Internal error. The server's log has the details under request id {request_id}."
 
 
 def status_of(error: BaseException) -> Status:
@@ -43,6 +47,13 @@ def status_of(error: BaseException) -> Status:
     return INTERNAL
 
 
-def message_of(error: BaseException) -> str:
+def retry_after_s_of(error: BaseException) -> float | None:
+    """Return when to come back: as the error itself says, else as usual for its kind; None: better not."""
+    usual_s = status_of(error).retry_after_s
+    own_s = error.retry_after_s if isinstance(error, errors.SegmentError) else None
+    return usual_s if usual_s is None or own_s is None else own_s
+
+
+def message_of(error: BaseException, request_id: str) -> str:
     """Return the sentence a client may read: the error's own when it is ours, nothing of it when it is not."""
-    return error.message if isinstance(error, errors.SegmentError) else INTERNAL_MESSAGE
+    return error.message if isinstance(error, errors.SegmentError) else INTERNAL_MESSAGE.format(request_id=request_id)

@@ -7,17 +7,21 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from service.admission.contract import Lane, Spent
 from service.answers import Model
 from service.backend import DecoderOutput
 from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Location, Region
 from service.cache.contract import Embedding
-from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError, SegmentError
+from service.call import outgoing_headers
+from service.errors import ModelUnavailableError
 from service.image import EncoderInput
 from service.prompt import PromptBatch
 from service.tensors import (
@@ -38,19 +42,19 @@ from service.tensors import (
     VALID_SIZE,
     Geometry,
 )
+from service.triton_errors import error_from_grpc, error_from_triton
+from service.triton_link import channel_arguments, secret_headers
 
 # Triton may start after the gateway, or again: look every second at most (gRPC's own default grows to two minutes).
-CHANNEL_ARGUMENTS = [
+RECONNECT_ARGUMENTS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # how long one attempt may take
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 ]
 
 NOT_FOUND = "StatusCode.NOT_FOUND"
-QUEUE_FULL = "Exceeds maximum queue size"
-QUEUE_TIMEOUT = "Request timeout expired"
 
 DTYPES = {"TYPE_FP16": "float16", "TYPE_FP32": "float32"}
 
@@ -59,12 +63,14 @@ class TritonBackend:
     """A `service.segmenter.Backend` that reaches the Triton at `url` ("host:port") over gRPC.
 
     Embeddings that lie in shared memory are passed by reference; others, and all when `shared_memory` is False (Triton
-    on another machine), travel in the messages.
+    on another machine), travel in the messages. `secret` is what Triton asks for all but inference, if it does.
     """
 
-    def __init__(self, url: str, *, shared_memory: bool) -> None:
-        self._client = InferenceServerClient(url, channel_args=CHANNEL_ARGUMENTS)
+    def __init__(self, url: str, *, shared_memory: bool, secret: str = "") -> None:
+        self._client = InferenceServerClient(url, channel_args=[*RECONNECT_ARGUMENTS, *channel_arguments()])
         self._shared_memory = shared_memory
+        self._headers = secret_headers(secret)
+        self._described: tuple[object, Model] | None = None
         self._answers: AnswerSlots | None = None
 
     async def close(self) -> None:
@@ -73,23 +79,28 @@ class TritonBackend:
 
     async def describe(self, timeout_s: float) -> Model:
         """Return the model, read from the configurations of its three graphs, which must agree."""
-        names = (ENCODER_MODEL, DECODER_MODEL, REFINER_MODEL)
-        configs = {name: await self._config(name, timeout_s) for name in names}
-        if any(config.get("parameters") != configs[ENCODER_MODEL].get("parameters") for config in configs.values()):
-            raise ModelUnavailableError(f"{', '.join(names)} come from different exports; export them together")
-        return _model_from_config(configs[ENCODER_MODEL])
+        configs = [await self._config(name, timeout_s) for name in (ENCODER_MODEL, DECODER_MODEL, REFINER_MODEL)]
+        if self._described is None or self._described[0] != configs:  # asked with every canary: read it only when new
+            self._described = configs, _model_from_configs(*map(_dict_from_config, configs))
+        return self._described[1]
 
-    async def _config(self, name: str, timeout_s: float) -> dict[str, Any]:
+    async def _config(self, name: str, timeout_s: float) -> Message:
         try:
             with _translated():
-                answer = await self._client.get_model_config(name, as_json=True, client_timeout=timeout_s)
+                answer = await self._client.get_model_config(name, headers=self._headers, client_timeout=timeout_s)
         except ModelUnavailableError as error:
             cause = error.__cause__
             if isinstance(cause, InferenceServerException) and str(cause.status()) == NOT_FOUND:
                 raise ModelUnavailableError(f"the model server has no {name}; install what the export makes") from cause
             raise
-        config: dict[str, Any] = answer["config"]
+        config: Message = answer.config
         return config
+
+    async def completed(self, model: str, timeout_s: float) -> int:
+        """Return how many inferences of `model` came to an answer since the server's start."""
+        with _translated():
+            answer = await self._client.get_inference_statistics(model, headers=self._headers, client_timeout=timeout_s)
+        return sum(int(each.inference_count) for each in answer.model_stats)
 
     async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:
         """Register the arena with Triton; arenas that this one replaces are unregistered.
@@ -101,11 +112,13 @@ class TritonBackend:
             return
         self._answers = answers
         with _translated():
-            status = await self._client.get_system_shared_memory_status(as_json=True, client_timeout=timeout_s)
-            registered = set(status.get("regions", {}))
+            status = await self._client.get_system_shared_memory_status(headers=self._headers, client_timeout=timeout_s)
+            registered = set(status.regions)
             replaced = {name for name in registered - {region.name} if name.split(".")[0] == region.name.split(".")[0]}
             for name in replaced:
-                await self._client.unregister_system_shared_memory(name, client_timeout=timeout_s)
+                await self._client.unregister_system_shared_memory(
+                    name, headers=self._headers, client_timeout=timeout_s
+                )
             if not region.is_in_place():
                 raise ModelUnavailableError("the cache's memory was replaced; it is opened anew in a moment")
             if region.name not in registered:
@@ -114,11 +127,22 @@ class TritonBackend:
     async def _register(self, region: Region, timeout_s: float) -> None:
         try:
             await self._client.register_system_shared_memory(
-                region.name, region.key, region.nbytes, client_timeout=timeout_s
+                region.name, region.key, region.nbytes, headers=self._headers, client_timeout=timeout_s
             )
         except InferenceServerException as error:
             if str(error.status()) != "StatusCode.ALREADY_EXISTS":  # another worker was quicker
                 raise
+
+    async def spent(self, timeout_s: float) -> Mapping[Lane, Spent]:
+        """Return Triton's own statistics, those of the models that answer prompts added up."""
+        with _translated():
+            answer = await self._client.get_inference_statistics(headers=self._headers, client_timeout=timeout_s)
+        spent: dict[Lane, Spent] = {}
+        for model in answer.model_stats:
+            lane = Lane.ENCODE if model.name == ENCODER_MODEL else Lane.PROMPT
+            before = spent.get(lane, Spent(0, 0.0, 0.0))
+            spent[lane] = _sum_of(before, model.inference_stats)
+        return spent
 
     async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:
         """Have Triton write the encoder's outputs into `destination`."""
@@ -179,8 +203,23 @@ class TritonBackend:
         # `timeout` (microseconds) ends the wait in Triton's queue, `client_timeout` the call.
         with _translated():
             return await self._client.infer(
-                model, inputs, outputs=outputs, timeout=int(timeout_s * 1e6), client_timeout=timeout_s
+                model,
+                inputs,
+                outputs=outputs,
+                timeout=int(timeout_s * 1e6),
+                client_timeout=timeout_s,
+                headers=outgoing_headers(),
             )
+
+
+def _sum_of(before: Spent, statistics: Any) -> Spent:  # noqa: ANN401 - tritonclient has no types
+    """Return `before` and what one model spent. To Triton, copying inputs and outputs is no compute; it is no queue."""
+    work = (statistics.compute_input, statistics.compute_infer, statistics.compute_output)
+    return Spent(
+        before.requests + statistics.success.count,
+        before.queue_s + statistics.queue.ns / 1e9,
+        before.compute_s + sum(each.ns for each in work) / 1e9,
+    )
 
 
 def _input(name: str, tensor: NDArray[np.generic], location: Location | None = None) -> InferInput:
@@ -199,19 +238,21 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except InferenceServerException as error:
-        raise _error_from_triton(error) from error
-    except grpc.RpcError as error:  # tritonclient's own translation misses calls that end while being set up
-        raise ModelUnavailableError("the model server cannot be reached; come back in a moment") from error
+        raise error_from_triton(error) from error
+    except grpc.RpcError as error:
+        raise error_from_grpc(error) from error
 
 
-def _error_from_triton(error: InferenceServerException) -> SegmentError:
-    """Classify once: Triton says UNAVAILABLE for a full queue, a timeout in the queue, and for being away."""
-    code, text = str(error.status()), str(error.message())
-    if code == "StatusCode.UNAVAILABLE" and QUEUE_FULL in text:
-        return OverloadedError("the model's queue is full; come back in a moment")
-    if code == "StatusCode.DEADLINE_EXCEEDED" or (code == "StatusCode.UNAVAILABLE" and QUEUE_TIMEOUT in text):
-        return DeadlineExceededError("the model did not answer within the deadline")
-    return ModelUnavailableError("the model server cannot answer at present; come back in a moment")
+def _dict_from_config(config: Message) -> dict[str, Any]:
+    return MessageToDict(config, preserving_proto_field_name=True)
+
+
+def _model_from_configs(*configs: Mapping[str, Any]) -> Model:
+    """Return the model of its three graphs' configurations, the encoder's first."""
+    if any(config.get("parameters") != configs[0].get("parameters") for config in configs):
+        names = f"{ENCODER_MODEL}, {DECODER_MODEL}, {REFINER_MODEL}"
+        raise ModelUnavailableError(f"{names} come from different exports; export them together")
+    return _model_from_config(configs[0])
 
 
 def _model_from_config(config: Mapping[str, Any]) -> Model:

@@ -1,6 +1,7 @@
 """A local tritonserver for embedded mode: found, started, awaited and ended. Development and tests; loopback only."""
 
 import asyncio
+import contextlib
 import ctypes
 import importlib.util
 import logging
@@ -11,11 +12,12 @@ import site
 import socket
 import sys
 import sysconfig
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import StartError
+from service.own_folder import OwnFolder, sweep
+from service.triton_link import ServerOptions, flags_of
 
 log = logging.getLogger(__name__)
 triton_log = logging.getLogger("triton")
@@ -27,6 +29,8 @@ STOP_S = 10.0
 MAX_LINE_BYTES = 1024 * 1024
 PR_SET_PDEATHSIG = 1
 UTILITIES = "triton_python_backend_utils.py"
+FOLDER_PREFIX = "sam-triton"
+SHM_PREFIX = "sam_triton_"
 SHM = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
 
 
@@ -61,26 +65,28 @@ def find_installation() -> Installation:
 
 
 class TritonProcess:
-    """One tritonserver, owned by this process and ended with it, its shared memory included.
+    """One tritonserver, owned by this process and ended with it, its shared memory included. It can be started again.
 
     Args:
         repository: Folder of the models to serve.
         grpc_address: "host:port" to listen on.
         metrics_port: Port of its own /metrics, same host.
+        secret: What it asks for all but inference; "" for nothing. Its command line, which all users of the machine can
+            read, holds it: Triton takes it no other way.
     """
 
-    def __init__(self, repository: Path, grpc_address: str, metrics_port: int) -> None:
+    def __init__(self, repository: Path, grpc_address: str, metrics_port: int, secret: str = "") -> None:
         self._repository = repository
         self._host, _, port = grpc_address.rpartition(":")
         self._port = int(port)
         self._metrics_port = metrics_port
+        self._secret = secret
         self._process: asyncio.subprocess.Process | None = None
         self._logging: asyncio.Task[None] | None = None
-        self._backends = Path()
-        self._shm_prefix = f"sam_triton_{os.getpid()}_"
+        self._folder: OwnFolder | None = None
 
-    async def start(self) -> None:
-        """Start the server; it is not ready yet when this returns.
+    async def start(self) -> int:
+        """Start the server and return its pid; it is not ready yet.
 
         Raises:
             StartError: no server, no such repository, or a port is taken.
@@ -90,11 +96,10 @@ class TritonProcess:
             raise StartError(f"{self._repository} is no model repository; set SAM_MODEL_REPOSITORY")
         for port, setting in ((self._port, "SAM_TRITON_URL"), (self._metrics_port, "SAM_TRITON_METRICS_PORT")):
             _check_free(self._host, port, setting)
-        self._backends = Path(tempfile.mkdtemp(prefix="sam-triton-"))
-        _lay_out_backend(installation, self._backends / "python")
+        arguments = self._options(self._laid_out(installation)).arguments(await _known_flags(installation))
         self._process = await asyncio.create_subprocess_exec(
             installation.binary,
-            *self._arguments(),
+            *arguments,
             env=_environment(installation),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -104,28 +109,47 @@ class TritonProcess:
             preexec_fn=_die_with_parent,
         )
         self._logging = asyncio.create_task(_log_lines(self._process.stdout))
+        return self._process.pid
 
-    def _arguments(self) -> list[str]:
-        return [
-            f"--model-repository={self._repository}",
-            f"--backend-directory={self._backends}",
-            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            "--disable-auto-complete-config",
-            "--allow-http=false",
-            f"--grpc-address={self._host}",
-            f"--grpc-port={self._port}",
-            f"--metrics-address={self._host}",
-            f"--metrics-port={self._metrics_port}",
-            "--allow-gpu-metrics=false",
-            "--log-info=false",
-            "--exit-timeout-secs=5",
-        ]
+    def _laid_out(self, installation: Installation) -> OwnFolder:
+        """Return the folder of backends, made for the first start."""
+        if self._folder is None:
+            sweep(FOLDER_PREFIX, _forget_regions)
+            self._folder = OwnFolder(FOLDER_PREFIX)
+            _lay_out_backend(installation, self._folder.path / "python")
+        return self._folder
+
+    def _options(self, folder: OwnFolder) -> ServerOptions:
+        return ServerOptions(
+            repository=self._repository,
+            backends=folder.path,
+            shm_prefix=f"{SHM_PREFIX}{os.getpid()}_{folder.token}_",
+            host=self._host,
+            grpc_port=self._port,
+            metrics_port=self._metrics_port,
+            secret=self._secret,
+        )
 
     async def wait(self) -> int:
-        """Wait until the server ends, and return its exit code."""
+        """Wait until the server ends, remove what is left of it, and return its exit code."""
         if self._process is None:
             raise RuntimeError("not started")
-        return await self._process.wait()
+        code = await self._process.wait()
+        self._kill_group(self._process.pid)  # stubs outlive a server that was killed
+        if self._logging is not None:
+            await asyncio.wait([self._logging])  # not awaited itself: who is cancelled here must not cancel it
+        if self._folder is not None:
+            _forget_regions(self._folder.token)
+        return code
+
+    def kill(self) -> None:
+        """End the server and its stubs at once."""
+        if self._process is not None and self._process.returncode is None:
+            self._kill_group(self._process.pid)
+
+    def _kill_group(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
 
     async def stop(self) -> None:
         """End the server, gently first, and remove what it left in shared memory."""
@@ -136,17 +160,31 @@ class TritonProcess:
                 await asyncio.wait_for(process.wait(), STOP_S)
             except TimeoutError:
                 log.warning("triton.killed it did not end within %g s", STOP_S)
-                os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
-        if self._logging is not None:
-            await self._logging
-        self._sweep()
+                self.kill()
+        if process is not None:
+            await self.wait()
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None
 
-    def _sweep(self) -> None:
-        for region in SHM.glob(f"{self._shm_prefix}*"):
-            region.unlink(missing_ok=True)
-        if self._backends != Path():
-            shutil.rmtree(self._backends, ignore_errors=True)
+
+def _forget_regions(token: str) -> None:
+    """Remove the shared memory of a server whose folder has this token."""
+    for region in SHM.glob(f"{SHM_PREFIX}*_{token}_*"):
+        region.unlink(missing_ok=True)
+
+
+async def _known_flags(installation: Installation) -> frozenset[str]:
+    """Ask the server which flags it knows; that takes it some hundredths of a second."""
+    asked = await asyncio.create_subprocess_exec(
+        installation.binary,
+        "--help",
+        env=_environment(installation),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    return flags_of((await asked.communicate())[0].decode(errors="replace"))
 
 
 async def _log_lines(lines: asyncio.StreamReader | None) -> None:

@@ -8,10 +8,12 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 
 from service.errors import StartError
 from service.exposition import FOLDER_VARIABLE, count_in_files_of
 from service.logs import configure_logging
+from service.reports import report_of
 from service.server import serve
 from service.settings import Settings
 
@@ -22,7 +24,7 @@ TELL_EVERY_S = 1.0
 def main() -> int:
     """Serve until told to stop, or until the supervisor is gone; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m service.worker")
-    for name in ("index", "supervisor_pid", "supervisor_fd"):
+    for name in ("index", "supervisor_pid", "supervisor_fd", "rates_fd"):
         parser.add_argument(name, type=int)
     parser.add_argument("--open-when-ready", action="store_true")
     arguments = parser.parse_args()
@@ -35,8 +37,9 @@ def main() -> int:
         asyncio.run(
             serve(
                 settings,
-                on_ready=lambda: _keep_telling(arguments.supervisor_fd, arguments.index),
+                on_ready=lambda answers: _keep_telling(arguments.supervisor_fd, arguments.index, answers),
                 open_when_ready=arguments.open_when_ready,
+                rates_fd=arguments.rates_fd,
             )
         )
     except StartError as error:
@@ -54,11 +57,11 @@ def _tied_to(supervisor_pid: int) -> bool:
     return os.getppid() == supervisor_pid
 
 
-def _keep_telling(supervisor_fd: int, index: int) -> None:
-    """Tell the supervisor that this worker is ready, and from then on that its event loop turns."""
+def _keep_telling(supervisor_fd: int, index: int, answers: Callable[[], bool]) -> None:
+    """Tell the supervisor that this worker is ready, then that its event loop turns, and if the model `answers`."""
     with contextlib.suppress(BrokenPipeError, BlockingIOError):
-        os.write(supervisor_fd, bytes([index]))
-    asyncio.get_running_loop().call_later(TELL_EVERY_S, _keep_telling, supervisor_fd, index)
+        os.write(supervisor_fd, report_of(index, answers=answers()))
+    asyncio.get_running_loop().call_later(TELL_EVERY_S, _keep_telling, supervisor_fd, index, answers)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
+from service.admission.rates import shared_buckets
+from service.auth import Authoriser, parse_api_keys
 from service.cache.files import discard_arenas
 from service.errors import StartError
 from service.exposition import (
@@ -22,15 +25,16 @@ from service.exposition import (
     metrics_folder,
     serving_metrics,
 )
+from service.lives import Lives
 from service.ports import reserved_port
+from service.reports import reports_from
 from service.settings import Settings
+from service.tls import tls_files
 from service.triton_process import TritonProcess
+from service.triton_supervisor import Answers, supervised
 
 log = logging.getLogger(__name__)
 
-SETTLED_S = 10.0  # a worker that served for so long died of something new
-FIRST_BACKOFF_S = 0.1
-MAX_BACKOFF_S = 10.0
 MAX_FAILED_STARTS = 3
 TICK_S = 1.0
 MAX_SILENT_TICKS = 20  # a ready worker tells of itself once a second, from its event loop
@@ -43,21 +47,32 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
     `on_ready` is called once, when the first canary came through.
 
     Raises:
-        StartError: a port is taken, no worker can start, or (embedded) the local Triton does not start or ends.
+        StartError: a port is taken, TLS files cannot be used, no worker can start, or (embedded) the local Triton does
+            not.
     """
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    tls_files(settings)  # here, where a mistake is told once, not by each worker
     async with AsyncExitStack() as stack:
         stack.enter_context(reserved_port(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT"))
         stack.enter_context(reserved_port(settings.host, settings.grpc_port, "gRPC", "SAM_GRPC_PORT"))
         folder = stack.enter_context(metrics_folder())
-        workers = Workers(settings.workers, folder, on_ready)
+        answers = Answers()
+        secret = settings.triton_secret.get_secret_value() or (secrets.token_urlsafe(32) if embedded else "")
+        environment = {FOLDER_VARIABLE: str(folder), "SAM_TRITON_SECRET": secret}
+        tenants = Authoriser(parse_api_keys(settings.api_keys.get_secret_value())).tenants
+        rates_fd = stack.enter_context(shared_buckets(len(tenants)))
+        workers = Workers(settings.workers, Shared(folder, rates_fd, environment), on_ready, answers)
         collectors = (WorkerProcesses(workers.pids, workers.restarts), CacheUsage(settings.arena_name))
-        stack.enter_context(serving_metrics(settings.host, settings.metrics_port, folder, *collectors))
-        triton = await stack.enter_async_context(_local_triton(settings)) if embedded else None
-        running = await stack.enter_async_context(workers.running(settings.drain_s + STOP_MARGIN_S))
-        await _first_of(stop.wait(), running, _until_ended(triton) if triton else None)
+        stack.enter_context(
+            serving_metrics(settings.metrics_host or settings.host, settings.metrics_port, folder, *collectors)
+        )
+        keeping = await stack.enter_async_context(_local_triton(settings, secret, answers)) if embedded else None
+        running = await stack.enter_async_context(
+            workers.running(settings.drain_delay_s + settings.drain_s + STOP_MARGIN_S)
+        )
+        await _first_of(stop.wait(), running, keeping)
 
 
 @dataclass(slots=True)
@@ -70,25 +85,31 @@ class Worker:
     silent_ticks: int = 0
     started_s: float = 0.0
     restarts: int = 0
-    short_lives: int = 0
+    lives: Lives = field(default_factory=Lives)
 
     @property
     def alive(self) -> bool:
         """Whether there is a process."""
         return self.process is not None and self.process.returncode is None
 
-    def delay_s(self) -> float:
-        """Return how long to wait before the next start: longer the more often it died young."""
-        return min(FIRST_BACKOFF_S * 2 ** (self.short_lives - 1), MAX_BACKOFF_S) if self.short_lives else 0.0
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all workers have: a folder for their metrics, their tenants' rates, and environment besides our own."""
+
+    folder: Path
+    rates_fd: int
+    environment: Mapping[str, str]
 
 
 class Workers:
-    """`count` worker processes. They keep their metrics in `folder`; `on_ready` is called when the first is ready."""
+    """`count` worker processes. They tell `answers` if the model answers them; the first calls `on_ready`."""
 
-    def __init__(self, count: int, folder: Path, on_ready: Callable[[], None]) -> None:
+    def __init__(self, count: int, shared: Shared, on_ready: Callable[[], None], answers: Answers) -> None:
         self._workers = [Worker(index) for index in range(count)]
-        self._folder = folder
+        self._shared = shared
         self._on_ready = on_ready
+        self._answers = answers
         self._one_was_ready = asyncio.Event()
         self._reader, self._writer = -1, -1
 
@@ -119,7 +140,7 @@ class Workers:
 
     @contextmanager
     def _listening_to_workers(self) -> Iterator[None]:
-        """Have a pipe into which each worker writes its index: when its first canary came through, and from then on."""
+        """Have a pipe into which each worker reports: when its first canary came through, and from then on."""
         self._reader, self._writer = os.pipe()
         for end in (self._reader, self._writer):
             os.set_blocking(end, False)
@@ -133,9 +154,10 @@ class Workers:
 
     def _listen(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            for index in os.read(self._reader, 4096):
-                self._workers[index].ready = True
-                self._workers[index].silent_ticks = 0
+            for report in reports_from(os.read(self._reader, 4096)):
+                self._workers[report.index].ready = True
+                self._workers[report.index].silent_ticks = 0
+                self._answers.note(answers=report.answers)
                 if not self._one_was_ready.is_set():
                     self._one_was_ready.set()
                     self._on_ready()
@@ -164,7 +186,7 @@ class Workers:
             await self._one_was_ready.wait()
         while True:
             self._note_end(worker, await self._one_life(worker))
-            await asyncio.sleep(worker.delay_s())
+            await asyncio.sleep(worker.lives.delay_s())
             worker.restarts += 1
 
     async def _one_life(self, worker: Worker) -> str:
@@ -181,25 +203,25 @@ class Workers:
         return any(each.ready for each in self._workers)
 
     async def _spawn(self, index: int, *options: str) -> asyncio.subprocess.Process:
+        numbers = map(str, (index, os.getpid(), self._writer, self._shared.rates_fd))
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "service.worker", str(index), str(os.getpid()), str(self._writer), *options),
-            env={**os.environ, FOLDER_VARIABLE: str(self._folder)},
+            *(sys.executable, "-m", "service.worker", *numbers, *options),
+            env={**os.environ, **self._shared.environment},
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=[self._writer],
+            pass_fds=[self._writer, self._shared.rates_fd],
             start_new_session=True,  # a Ctrl-C is for the supervisor, which drains all workers
         )
 
     def _note_end(self, worker: Worker, how: str) -> None:
         self._listen()  # it may have been ready just before
         was_ready, worker.ready = worker.ready, False
-        forget_gauges_of(worker.index, self._folder)
-        settled = was_ready and monotonic() - worker.started_s >= SETTLED_S
-        worker.short_lives = 0 if settled else worker.short_lives + 1
+        forget_gauges_of(worker.index, self._shared.folder)
+        worker.lives.ended(monotonic() - worker.started_s, was_ready=was_ready)
         log.error("worker.died index=%d %s; it is replaced", worker.index, how)
         hopeless = not was_ready and not self._one_is_ready()
-        if hopeless and worker.short_lives >= MAX_FAILED_STARTS:
+        if hopeless and worker.lives.short >= MAX_FAILED_STARTS:
             raise StartError(
-                f"a worker ended {worker.short_lives} times before it was ready, "
+                f"a worker ended {worker.lives.short} times before it was ready, "
                 f"the last time with {how}; its own words are above"
             )
 
@@ -219,19 +241,15 @@ class Workers:
 
 
 @asynccontextmanager
-async def _local_triton(settings: Settings) -> AsyncIterator[TritonProcess]:
-    triton = TritonProcess(Path(settings.model_repository), settings.triton_url, settings.triton_metrics_port)
+async def _local_triton(
+    settings: Settings, secret: str, answers: Answers
+) -> AsyncIterator[Coroutine[None, None, None]]:
+    triton = TritonProcess(Path(settings.model_repository), settings.triton_url, settings.triton_metrics_port, secret)
     try:
-        await triton.start()
-        yield triton
+        async with supervised(triton, answers) as keeping:
+            yield keeping
     finally:
-        await triton.stop()
         discard_arenas(settings.arena_name)  # on a machine for trying things out, nothing is left behind
-
-
-async def _until_ended(triton: TritonProcess) -> None:
-    code = await triton.wait()
-    raise StartError(f"the local Triton ended with exit code {code}; its own words are above")
 
 
 async def _until_one_fails(tasks: list[asyncio.Task[None]]) -> None:

@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 
+from service.admission.permits import Permits
 from service.answers import Timings
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
 from service.image import ImageLimits
-from service.permits import Permits
 from service.segmenter import Segmenter
 from tests.arenas import arena_name
-from tests.fakes import Counts, FakeBackend
+from tests.fakes import Counts, DecoderInProcess, FakeBackend
 
 
 class Core:
@@ -22,6 +22,7 @@ class Core:
         self.segmenter = Segmenter(
             backend=self.backend,
             cache=EmbeddingCache(name=name, max_bytes=1_000_000, limits=Limits(60, 0), observer=Counts()),
+            decoder=DecoderInProcess(),
             permits=Permits(permits),
             limits=ImageLimits(1_000_000, 1_000_000),
             max_deadline_s=max_deadline_s,

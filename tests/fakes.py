@@ -1,19 +1,22 @@
-"""A `Backend` that costs nothing and can be told to wait or to fail."""
+"""A `Backend` that costs nothing and can be told to wait or to fail; a `Decoder` without processes."""
 
 import asyncio
+import io
 
 import numpy as np
 
+from service.admission.contract import Lane, Spent
 from service.answers import Model
 from service.backend import DecoderOutput
 from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Region
 from service.cache.contract import Embedding
 from service.cache.index import EvictionReason
-from service.errors import SegmentError
-from service.image import EncoderInput
+from service.errors import DeadlineExceededError, SegmentError
+from service.image import Box, DecodedImage, EncoderInput, ImageLimits, valid_size_of
+from service.picture import letterboxed, rgb_from_file
 from service.prompt import PromptBatch
-from service.tensors import EMBEDDING, LABEL_PADDING, MASKS_PER_PROMPT, Geometry
+from service.tensors import DECODER_MODEL, EMBEDDING, LABEL_PADDING, MASKS_PER_PROMPT, Geometry
 
 GEOMETRY = Geometry(input_size=64, grid_size=4, channels=8)
 
@@ -29,7 +32,7 @@ class FakeBackend:
     A mask input is added to its logits.
 
     `gate` must be set for `encode` to go on; `error`, when not None, is raised by every call. `encodes` and `decodes`
-    count calls begun.
+    count calls begun. While `frozen` it does not tell how many others it answered, else `answered_others`.
     """
 
     def __init__(self, model: Model | None = None) -> None:
@@ -40,6 +43,8 @@ class FakeBackend:
         self.encodes = 0
         self.decodes = 0
         self.cancelled = 0
+        self.frozen = False
+        self.answered_others = 0
 
     async def describe(self, timeout_s: float) -> Model:  # noqa: ARG002 - the seam's signature
         self._fail()
@@ -48,6 +53,15 @@ class FakeBackend:
     async def attach(self, region: Region, answers: AnswerSlots, timeout_s: float) -> None:  # noqa: ARG002
         self._fail()
         self.region = region
+
+    async def completed(self, model: str, timeout_s: float) -> int:  # noqa: ARG002
+        if self.frozen:
+            raise DeadlineExceededError("frozen")
+        return self.answered_others if model == DECODER_MODEL else self.encodes
+
+    async def spent(self, timeout_s: float) -> dict[Lane, Spent]:  # noqa: ARG002
+        self._fail()
+        return {}
 
     async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:  # noqa: ARG002
         self.encodes += 1
@@ -77,6 +91,17 @@ class FakeBackend:
     def _fail(self) -> None:
         if self.error is not None:
             raise self.error
+
+
+class DecoderInProcess:
+    """Decodes as a decode process does, without one."""
+
+    async def decode(self, data: bytes, input_size: int, box: Box | None = None) -> DecodedImage:
+        picture = rgb_from_file(io.BytesIO(data), ImageLimits(1_000_000, 1_000_000))
+        picture = picture.crop(box) if box else picture
+        size = (picture.height, picture.width)
+        pixels = np.asarray(letterboxed(picture, input_size))
+        return DecodedImage(size, EncoderInput(pixels, valid_size_of(size, input_size)))
 
 
 def no_header() -> None:

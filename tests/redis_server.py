@@ -16,9 +16,10 @@ from pathlib import Path
 
 from redis import Redis
 
+from service.breaker import BreakerState
 from service.cache.record import Header, layout, pack_header
 from service.cache.redis import QUEUE_BYTES, RedisLevel
-from service.cache.redis_observer import BreakerState, Operation, Outcome
+from service.cache.redis_observer import Operation, Outcome
 from tests.running import free_ports
 
 START_S = 20.0

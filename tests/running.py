@@ -5,11 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx
 
@@ -35,13 +38,22 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_settings() -> dict[str, str]:
-    """Return `SAM_` settings with free ports, and one worker."""
+    """Return `SAM_` settings with free ports, one worker, and a secret, so that tests can do as the gateway does."""
     *ports, triton = free_ports(len(PORTS) + 1)
     return {
         **dict(zip(PORTS, map(str, ports), strict=True)),
         "SAM_TRITON_URL": f"127.0.0.1:{triton}",
         "SAM_WORKERS": "1",
+        "SAM_TRITON_SECRET": "of-the-tests",
     }
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and has not ended; one that has may wait for a busy init to take note."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def descendants_of(pid: int) -> list[int]:
@@ -60,6 +72,43 @@ def descendants_of(pid: int) -> list[int]:
         found += children
         frontier += children
     return found
+
+
+def triton_under(pid: int) -> int:
+    """Return the pid of the tritonserver that `pid` started."""
+    for each in descendants_of(pid):
+        if Path(f"/proc/{each}/comm").read_text().strip() == "tritonserver":
+            return each
+    raise AssertionError("no tritonserver")
+
+
+def stub_of(triton_pid: int, model: str) -> int:
+    """Return the pid of the process in which a Triton's Python backend runs `model`."""
+    for each in descendants_of(triton_pid):
+        if model.encode() in Path(f"/proc/{each}/cmdline").read_bytes():
+            return each
+    raise AssertionError(f"nothing runs {model}")
+
+
+@contextmanager
+def slowed(pid: int) -> Iterator[None]:
+    """Let a process run for a fifth of the time during the block: alive, but too slow for what it is asked."""
+    done = threading.Event()
+
+    def hamper() -> None:
+        while not done.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            done.wait(0.12)
+            os.kill(pid, signal.SIGCONT)
+            done.wait(0.03)
+
+    with ThreadPoolExecutor(1) as pool:
+        hampering = pool.submit(hamper)
+        try:
+            yield
+        finally:
+            done.set()
+    hampering.result()
 
 
 def sockets_of(pid: int, port: int, state: str) -> int:
@@ -152,24 +201,33 @@ class RunningService:
 
     def triton_pid(self) -> int:
         """Return the pid of the local Triton."""
-        for pid in descendants_of(self.process.pid):
-            if Path(f"/proc/{pid}/comm").read_text().strip() == "tritonserver":
-                return pid
-        raise AssertionError("no tritonserver")
+        return triton_under(self.process.pid)
 
     @classmethod
     @contextmanager
     def launch(
-        cls, *, embedded: bool = True, expected_code: int = 0, keep_cache: bool = False, **settings: str
+        cls,
+        *,
+        embedded: bool = True,
+        expected_code: int = 0,
+        keep_cache: bool = False,
+        log: IO[str] | None = None,
+        **settings: str,
     ) -> Iterator["RunningService"]:
         """Run the service for the block, ready or not; afterwards nothing of it is left, or the test fails.
 
-        With `keep_cache` the next one with the same settings finds the embeddings.
+        With `keep_cache` the next one with the same settings finds the embeddings. `log` takes what it logs.
         """
         merged = {**free_settings(), "SAM_LOG_LEVEL": "warning", **settings}
         command = [sys.executable, "-m", "service", *(["--embedded"] if embedded else [])]
         process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **merged}, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            cwd=ROOT,
+            env={**os.environ, **merged},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
         )
         running = cls(process, merged)
         children: list[int] = []
@@ -182,7 +240,7 @@ class RunningService:
                 discard_arenas(running.arena_name)
             if process.stdout:
                 process.stdout.close()
-            left = [pid for pid in children if Path(f"/proc/{pid}").exists()]
+            left = [pid for pid in children if is_running(pid)]
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
             assert code == expected_code, f"the service ended with {code}"
@@ -191,9 +249,9 @@ class RunningService:
 
     @classmethod
     @contextmanager
-    def start(cls, *, embedded: bool = True, **settings: str) -> Iterator["RunningService"]:
+    def start(cls, *, embedded: bool = True, log: IO[str] | None = None, **settings: str) -> Iterator["RunningService"]:
         """Run the service for the block, which begins when it is ready."""
-        with cls.launch(embedded=embedded, **settings) as running:
+        with cls.launch(embedded=embedded, log=log, **settings) as running:
             running.wait_for("/readyz", httpx.codes.OK)
             running.wait_for_workers()
             yield running
@@ -202,12 +260,15 @@ class RunningService:
 @contextmanager
 def triton_alone(
     address: str, metrics_port: str, repository: Path = ROOT / "model_repository" / "cpu"
-) -> Iterator[None]:
-    """Run a Triton that belongs to no gateway for the block; it may not be ready yet when the block begins."""
+) -> Iterator[int]:
+    """Run a Triton that belongs to no gateway for the block; it may not be ready yet when the block begins.
+
+    The block gets the pid of the process that started it: `triton_under` finds the server's own.
+    """
     arguments = [address, metrics_port, str(repository)]
     process = subprocess.Popen([sys.executable, "-m", "tests.triton_alone", *arguments], cwd=ROOT)
     try:
-        yield
+        yield process.pid
     finally:
         process.terminate()
         assert process.wait(60) == 0

@@ -12,10 +12,12 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import Context
 
+from service.breaker import BreakerState
 from service.cache.record import VERSION
 from service.cache.redis_connections import ExchangeError, Fault, RedisConnections
-from service.cache.redis_observer import BreakerState, Operation, Outcome, RedisObserver
+from service.cache.redis_observer import Operation, Outcome, RedisObserver
 from service.cache.resp import Reply
 from service.cache.seal import record_from_value, seal_key_from_secret, value_from_record
 from service.cache.write_queue import WriteQueue
@@ -163,7 +165,11 @@ class RedisLevel:
     def _start(self) -> None:
         """Start the one task behind it all, which also cleans up should the event loop end before `close`."""
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="redis-level")
+            self._task = asyncio.get_running_loop().create_task(
+                self._run(),
+                name="redis-level",
+                context=Context(),  # its own, not that of the request that happened to be first
+            )
 
     async def _run(self) -> None:
         try:

@@ -3,6 +3,7 @@
 from enum import StrEnum
 from typing import Protocol
 
+from service.breaker import BreakerState
 from service.cache.redis_connections import Fault
 
 
@@ -25,14 +26,6 @@ class Outcome(StrEnum):
     SKIPPED = "skipped"  # the breaker is open
     BUSY = "busy"  # other look-ups of this process used up the budget
     DROPPED = "dropped"  # the queue of writes is full, or was closed
-
-
-class BreakerState(StrEnum):
-    """Closed: in use. Open: left alone. Half open: being probed."""
-
-    CLOSED = "closed"
-    HALF_OPEN = "half_open"
-    OPEN = "open"
 
 
 class RedisObserver(Protocol):

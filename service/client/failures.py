@@ -55,7 +55,7 @@ def _error_from_bare_status(failure: grpc.RpcError) -> SegmentError:
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             error: SegmentError = DeadlineExceededError("the deadline passed before the service answered")
             error.reason = STATUS[DeadlineExceededError].reason
-        case grpc.StatusCode.UNAVAILABLE:
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:  # we cancel nothing: the other side went away
             error = UnreachableError(f"the service cannot be reached: {failure.details()}")
         case code:
             error = ServiceError(f"{code.name}: {failure.details()}")

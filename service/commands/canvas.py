@@ -1,12 +1,15 @@
 """Masks and prompts drawn over a picture. Pure."""
 
+import io
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from service.image import MAX_SIDE, ImageLimits, decode_image
+from service.image import MAX_SIDE, ImageLimits
+from service.image_header import read_header
+from service.picture import rgb_from_file
 
 OPACITY = 0.5
 MASK_COLOUR = (30, 144, 255)
@@ -19,7 +22,9 @@ class Canvas:
     """A picture, UINT8 [height, width, 3], as a person sees it (EXIF orientation applied), to draw over."""
 
     def __init__(self, data: bytes) -> None:
-        self._pixels = decode_image(data, ImageLimits(len(data), MAX_SIDE * MAX_SIDE)).copy()
+        limits = ImageLimits(len(data), MAX_SIDE * MAX_SIDE)
+        read_header(data, limits)
+        self._pixels = np.array(rgb_from_file(io.BytesIO(data), limits))
 
     def fill(self, mask: NDArray[np.bool_], colour: Sequence[int] = MASK_COLOUR) -> None:
         """Tint the pixels of a mask, bool [height, width], and draw its edge."""

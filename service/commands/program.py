@@ -14,7 +14,7 @@ from service.commands.everything import add_everything_command
 from service.commands.health import add_health_command
 from service.commands.outputs import say
 from service.commands.segment import add_overlay_command, add_segment_command
-from service.image import trust_own_limits
+from service.picture import trust_own_limits
 
 FAILED, INTERRUPTED = 1, 130
 EPILOG = """examples:

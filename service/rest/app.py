@@ -3,24 +3,26 @@
 import asyncio
 import logging
 from email.message import Message as MediaType
-from time import monotonic
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import Authoriser
+from service.call import current_request_id
 from service.errors import InvalidPromptError, SegmentError
 from service.image import too_many_bytes
 from service.logs import log_failure
-from service.metrics import CANCELLED, OK, Metrics
+from service.metrics import CANCELLED, OK
+from service.observer import Observer
 from service.prompt import MAX_MASK_INPUTS
 from service.rest.page import page
+from service.rest.presence import ClientPresence
 from service.rest.problems import problem, problem_from_error, problem_from_validation
 from service.rest.routes import health, router
 from service.rest.schemas import Problem
@@ -36,9 +38,16 @@ MAX_JSON_COMMAS = 100_000
 MULTIPART_OVERHEAD_BYTES = 1024 * 1024
 OUTCOME = "sam.outcome"  # where the error handlers leave the reason for the middleware
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is there to read it
+# Of every answer whose route says nothing else: it is not to be guessed at, framed or embedded by another site.
+SAFE_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
 
 
-def create_app(segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics) -> FastAPI:
+def create_app(segmenter: Segmenter, authoriser: Authoriser, observer: Observer) -> FastAPI:
     """Return the application around one core."""
     app = FastAPIOffline(
         title="Segment Anything",
@@ -56,53 +65,71 @@ def create_app(segmenter: Segmenter, authoriser: Authoriser, metrics: Metrics) -
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_error)
-    app.add_middleware(RequestObserver, metrics=metrics, max_image_bytes=segmenter.limits.max_bytes)
+    app.add_middleware(RequestObserver, observer=observer, segmenter=segmenter)
+    app.add_middleware(ClientPresence)  # around the other, which counts those that it ends
     _document_problems(app)
     return app
 
 
 class RequestObserver:
-    """Bounds each request's body while it arrives, and counts each answer by route and outcome."""
+    """Bounds each request's body while it arrives, and tells of each answer by route and outcome."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_image_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, observer: Observer, segmenter: Segmenter) -> None:
         self._app = app
-        self._metrics = metrics
-        self._max_image_bytes = max_image_bytes
+        self._observer = observer
+        self._segmenter = segmenter
+        self._max_image_bytes = segmenter.limits.max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start_s, status, received, commas = monotonic(), 500, 0, 0
-        is_json = _is_json(Headers(scope=scope).get("content-type", ""))
+        headers, status, received, commas = Headers(scope=scope), 500, 0, 0
+        call = self._observer.begin("http", headers)
+        is_json = _is_json(headers.get("content-type", ""))
+        max_bytes = self._max_image_bytes + MULTIPART_OVERHEAD_BYTES
+        announced = min(int(headers.get("content-length", 0)), max_bytes)
 
         async def bounded_receive() -> Message:
             nonlocal received, commas
+            grow_body_to(announced)
             message = await receive()
             received += len(message.get("body", b""))
             if is_json:
                 commas += message.get("body", b"").count(b",")
                 _check_json(received, commas)
-            elif received > self._max_image_bytes + MULTIPART_OVERHEAD_BYTES:
+            elif received > max_bytes:
                 raise too_many_bytes(self._max_image_bytes)
+            grow_body_to(received)
             return message
 
         async def noting_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                add_headers(MutableHeaders(scope=message))
+                if self._segmenter.gate.retiring:  # the next request of this connection is better sent elsewhere
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         try:
-            await self._app(scope, bounded_receive, noting_send)
+            with self._segmenter.gate.permits.body() as grow_body_to:
+                await self._app(scope, bounded_receive, noting_send)
         except BaseException as error:  # unknown errors are answered, and logged, further out
             scope[OUTCOME] = CANCELLED if isinstance(error, asyncio.CancelledError) else status_of(error).reason
             raise
         finally:
             outcome = scope.get(OUTCOME) or (OK if status < 400 else f"http_{status}")  # noqa: PLR2004 - HTTP's own bound
             route = getattr(scope.get("route"), "path", "unknown")
-            self._metrics.request("http", f"{scope['method']} {route}", outcome, monotonic() - start_s)
+            self._observer.end(call, f"{scope['method']} {route}", outcome, str(status))
+
+
+def add_headers(headers: MutableHeaders) -> None:
+    """Add to an answer the current call's request id, and the safe headers that its route has not set."""
+    headers["x-request-id"] = current_request_id()
+    for name, value in SAFE_HEADERS.items():
+        headers.setdefault(name, value)
 
 
 def _check_json(received: int, commas: int) -> None:
@@ -129,9 +156,12 @@ async def _on_disconnect(request: Request, _: Exception) -> Response:
 async def _on_error(request: Request, error: Exception) -> Response:
     status = status_of(error)
     request.scope[OUTCOME] = status.reason
-    if status is not INTERNAL:  # those are raised again by the framework, and logged by the server
+    answer = problem_from_error(error)
+    if status is INTERNAL:  # answered outside all middleware, raised again by the framework, and logged by the server
+        add_headers(answer.headers)
+    else:
         log_failure(log, error)
-    return problem_from_error(error)
+    return answer
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

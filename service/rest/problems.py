@@ -1,15 +1,17 @@
 """Errors as RFC 9457 problem documents."""
 
+import math
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from service.call import current_request_id
 from service.errors import InvalidPromptError, SegmentError
 from service.mask import unknown_format
 from service.rest.schemas import Problem
-from service.status import INTERNAL, STATUS, message_of, status_of
+from service.status import INTERNAL, STATUS, message_of, retry_after_s_of, status_of
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -27,10 +29,12 @@ def problem_from_error(error: BaseException) -> JSONResponse:
     """Return the answer for `error`, by the table."""
     status = status_of(error)
     field = error.field if isinstance(error, SegmentError) else ""
-    headers = {} if status.retry_after_s is None else {"retry-after": f"{status.retry_after_s:g}"}
+    retry_after_s = retry_after_s_of(error)
+    # RFC 9110, 10.2.3: whole seconds. Rounded up, so that whoever comes back then is not too early.
+    headers = {} if retry_after_s is None else {"retry-after": str(math.ceil(retry_after_s))}
     if status.http == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
-    return problem(status.http, status.reason, message_of(error), field=field, headers=headers)
+    return problem(status.http, status.reason, message_of(error, current_request_id()), field=field, headers=headers)
 
 
 def problem(
@@ -38,6 +42,7 @@ def problem(
 ) -> JSONResponse:
     """Return a problem document."""
     body = Problem(title=HTTPStatus(http).phrase, status=http, detail=detail, reason=reason, field=field or None)
+    headers = {"cache-control": "no-store", **(headers or {})}  # a 404 may be kept by caches that are told nothing
     return JSONResponse(body.model_dump(exclude_none=True), http, headers, MEDIA_TYPE)
 
 

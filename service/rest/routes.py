@@ -3,12 +3,13 @@
 import math
 import re
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Header, Path, Request, Response, UploadFile
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
+from service.admission.contract import Lane
 from service.answers import ANY_DIGEST, IfMatch, ImageRef, Progress
 from service.errors import InvalidImageIdError, InvalidPromptError
 from service.image import too_many_bytes
@@ -16,12 +17,10 @@ from service.rest import schemas
 from service.rest.everything import EverythingAnswer, EverythingBody, answer_from_everything
 from service.rest.masks import PNG_ANSWER, answer_from_result, png_wanted, request_from_body
 from service.rest.problems import PROBLEMS, problem_from_validation
+from service.rest.tenants import Tenant, TenantRoute
 from service.segmenter import Segmenter
 
-if TYPE_CHECKING:
-    from service.auth import Authoriser
-
-router = APIRouter(responses=PROBLEMS)
+router = APIRouter(responses=PROBLEMS, route_class=TenantRoute)
 health = APIRouter()
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
@@ -35,25 +34,13 @@ BINARY_BODY = {
 }
 
 
-def segmenter_of(request: Request) -> Segmenter:
+async def segmenter_of(request: Request) -> Segmenter:
     """Return the core this app was made for."""
     segmenter: Segmenter = request.app.state.segmenter
     return segmenter
 
 
-def tenant_of(
-    request: Request,
-    authorization: Annotated[str | None, Header(description="`Bearer <key>`, where the server asks for keys.")] = None,
-) -> str:
-    """Return the caller's tenant."""
-    authoriser: Authoriser = request.app.state.authoriser
-    return authoriser.tenant_of(authorization)
-
-
-Tenant = Annotated[str, Depends(tenant_of)]
-
-
-def image_ref_of(
+async def image_ref_of(
     tenant: Tenant,
     image_id: Annotated[
         str,
@@ -72,7 +59,7 @@ def image_ref_of(
     return ImageRef(tenant, image_id)
 
 
-def upload_ref_of(
+async def upload_ref_of(
     tenant: Tenant,
     x_image_id: Annotated[str, Header(description="Cache under this id; else under the content digest.")] = "",
 ) -> ImageRef:
@@ -80,7 +67,7 @@ def upload_ref_of(
     return ImageRef(tenant, x_image_id)
 
 
-def deadline_of(
+async def deadline_of(
     x_request_timeout: Annotated[
         str | None,
         Header(
@@ -98,7 +85,7 @@ def deadline_of(
     return deadline_s
 
 
-def if_match_of(
+async def if_match_of(
     if_match: Annotated[
         list[str] | None,
         Header(description="Do it only if the cached image has one of these ETags; `*`: only if there is one."),
@@ -134,7 +121,7 @@ async def put_image(
     ref: Ref, request: Request, response: Response, core: Core, deadline_s: Deadline, if_match: Condition
 ) -> schemas.EmbedAnswer:
     """Encode the body and keep its embedding, so that every further prompt skips the encoder."""
-    result = await core.embed(ref, await _body(request, core.limits.max_bytes), deadline_s, if_match=if_match)
+    result = await core.embed(ref, await _body(request, core, ref), deadline_s, if_match=if_match)
     response.status_code = 201 if result.created else 200
     response.headers["etag"] = f'"{result.image.digest}"'
     return schemas.EmbedAnswer(
@@ -263,7 +250,7 @@ async def readyz(core: Core, response: Response) -> schemas.HealthBody:
     if core.ready:
         return schemas.HealthBody(status="ok")
     response.status_code = 503
-    return schemas.HealthBody(status="draining" if core.draining else "model_unavailable")
+    return schemas.HealthBody(status="draining" if core.gate.retiring else "model_unavailable")
 
 
 def _while_connected(request: Request) -> Callable[[Progress], Awaitable[None]]:
@@ -276,8 +263,10 @@ def _while_connected(request: Request) -> Callable[[Progress], Awaitable[None]]:
     return check
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
-    """Return the body, refused as soon as it announces or shows more than `max_bytes`."""
+async def _body(request: Request, core: Segmenter, ref: ImageRef) -> bytes:
+    """Return the body, refused as soon as it announces or shows too many bytes, or if it would be anyway."""
+    max_bytes = core.limits.max_bytes
+    core.gate.permits.check_room(Lane.ENCODE, ref.tenant)
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise too_many_bytes(max_bytes)
     chunks, received = [], 0

@@ -1,26 +1,34 @@
-"""Errors to gRPC statuses, by the table; and one line of metrics a call."""
+"""Who calls, before the message is read; errors to gRPC statuses, by the table; and what is told of each call."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from time import monotonic
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
-from service.errors import SegmentError
+from service.admission.permits import Permits
+from service.auth import Authoriser
+from service.call import Call, current_request_id, note_tenant
+from service.errors import DeadlineExceededError, SegmentError, UnauthenticatedError
 from service.logs import log_failure
-from service.metrics import CANCELLED, OK, Metrics
+from service.metrics import CANCELLED, OK
+from service.observer import Observer
 from service.rpc.wire import message_from_bytes
-from service.status import message_of, status_of
+from service.status import STATUS, message_of, retry_after_s_of, status_of
 
 log = logging.getLogger(__name__)
 
 DOMAIN = "sam"
 SERVICE_PREFIX = "/sam.v1."
+REQUEST_ID = "x-request-id"
 
 
 class _Status(grpc.Status):  # type: ignore[misc] # grpc has no types
@@ -36,63 +44,122 @@ class _Status(grpc.Status):  # type: ignore[misc] # grpc has no types
 
 def status_from_error(error: BaseException) -> grpc.Status:
     """Return the gRPC status for `error`: code and sentence, ErrorInfo with the reason, RetryInfo and pushback."""
-    status, message = status_of(error), message_of(error)
+    status, message = status_of(error), message_of(error, current_request_id())
     field = error.field if isinstance(error, SegmentError) else ""
     info = error_details_pb2.ErrorInfo(reason=status.reason, domain=DOMAIN, metadata={"field": field} if field else {})
     rich = status_pb2.Status(code=status.grpc.value[0], message=message)
     rich.details.add().Pack(info)
-    trailers: list[tuple[str, str | bytes]] = []
-    if status.retry_after_s is not None:
-        wait_ms = round(1000 * status.retry_after_s)
-        rich.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=Duration(nanos=0, seconds=wait_ms // 1000)))
+    trailers: list[tuple[str, str | bytes]] = [(REQUEST_ID, current_request_id())]
+    retry_after_s = retry_after_s_of(error)
+    if retry_after_s is not None:
+        wait_ms = math.ceil(1000 * retry_after_s)
+        delay = Duration(seconds=wait_ms // 1000, nanos=wait_ms % 1000 * 1_000_000)
+        rich.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
         trailers.append(("grpc-retry-pushback-ms", str(wait_ms)))
     trailers.append(("grpc-status-details-bin", rich.SerializeToString()))
     return _Status(status.grpc, message, tuple(trailers))
 
 
-class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc has no types
-    """Turns errors into statuses and counts each call by method and outcome."""
+def _forgiving(method: str, parse: Callable[[bytes], Message]) -> Callable[[bytes], Message]:
+    """Return a `parse` that takes what cannot be read for a question about nothing there is.
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    gRPC itself would answer with the exception's class and text, and leave a traceback in the log.
+    """
+    is_health = method.startswith("/grpc.health.")
+    instead: Message = HealthCheckRequest(service="(unreadable)") if is_health else ServerReflectionRequest()
+
+    def forgiving(data: bytes) -> Message:
+        try:
+            return parse(data)
+        except DecodeError:
+            return instead
+
+    return forgiving
+
+
+def _outcome_of_cancelled(context: grpc.aio.ServicerContext) -> tuple[str, grpc.StatusCode]:
+    """Return what became of a call that gRPC cancels: its client left, or its deadline has passed."""
+    left_s = context.time_remaining()
+    if left_s is None or left_s > 0:
+        return CANCELLED, grpc.StatusCode.CANCELLED
+    status = STATUS[DeadlineExceededError]
+    return status.reason, status.grpc
+
+
+class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc has no types
+    """Finds out who calls, turns errors into statuses, and tells of each call by method and outcome."""
+
+    def __init__(self, authoriser: Authoriser, observer: Observer, permits: Permits) -> None:
+        self._authoriser = authoriser
+        self._observer = observer
+        self._permits = permits
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler:
-        """Wrap the handler of one of our methods, which take one message each; leave health and reflection alone."""
+        """Wrap the handler of one of our methods, which take one message each; of others only how messages are read."""
         handler = await continuation(details)
-        if handler is None or not details.method.startswith(SERVICE_PREFIX):
-            return handler
+        if handler is None:
+            return None
+        if not details.method.startswith(SERVICE_PREFIX):
+            return handler._replace(request_deserializer=_forgiving(details.method, handler.request_deserializer))
+        headers = {name: value for name, value in details.invocation_metadata or () if isinstance(value, str)}
+        call, route = self._observer.begin("grpc", headers), details.method.rpartition("/")[2]
+        try:
+            note_tenant(self._authoriser.tenant_of(headers.get("authorization")))
+        except UnauthenticatedError as error:
+            return grpc.stream_unary_rpc_method_handler(self._refused(call, route, error))
         wrap = (
             grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
         )
         return wrap(
-            self._observed(details.method.rpartition("/")[2], handler),
+            self._observed(call, route, handler),
             response_serializer=handler.response_serializer,
         )
 
     def _observed(
-        self, route: str, handler: grpc.RpcMethodHandler
+        self, call: Call, route: str, handler: grpc.RpcMethodHandler
     ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Message | None]]:
         """Return the handler, observed; one that streams writes its messages itself and returns none."""
         handle = handler.unary_stream if handler.response_streaming else handler.unary_unary
 
         async def observed(data: bytes, context: grpc.aio.ServicerContext) -> Message | None:
-            start_s, outcome = monotonic(), OK
-            try:
-                request = message_from_bytes(data, handler.request_deserializer)
-                answer: Message | None = await handle(request, context)
-                return answer  # noqa: TRY300 - what is below is for failures
-            except asyncio.CancelledError:
-                outcome = CANCELLED
-                raise
-            except Exception as error:  # noqa: BLE001 - the one place of this transport where errors end
-                outcome = status_of(error).reason
-                log_failure(log, error)
-                failure = status_from_error(error)
-            finally:
-                self._metrics.request("grpc", route, outcome, monotonic() - start_s)
-            await context.abort_with_status(failure)
-            raise AssertionError("abort_with_status returned")
+            async with self._telling(call, route, context):
+                with self._permits.body() as grow_body_to:
+                    grow_body_to(len(data))
+                    request = message_from_bytes(data, handler.request_deserializer)
+                    answer: Message | None = await handle(request, context)
+                return answer
 
         return observed
+
+    def _refused(
+        self, call: Call, route: str, error: SegmentError
+    ) -> Callable[[Any, grpc.aio.ServicerContext], Awaitable[None]]:
+        """Return a handler that answers at once: one for a stream of messages, which it does not wait for, nor read."""
+
+        async def refused(_: object, context: grpc.aio.ServicerContext) -> None:
+            async with self._telling(call, route, context):
+                raise error
+
+        return refused
+
+    @asynccontextmanager
+    async def _telling(self, call: Call, route: str, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+        """Answer with the status of what the block raises; tell how it ended, the caller of its request id too."""
+        outcome, code = OK, grpc.StatusCode.OK
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        try:
+            yield
+            return  # noqa: TRY300 - what is below is for failures
+        except asyncio.CancelledError:
+            outcome, code = _outcome_of_cancelled(context)
+            raise
+        except Exception as error:  # noqa: BLE001 - the one place of this transport where errors end
+            status = status_of(error)
+            outcome, code = status.reason, status.grpc
+            log_failure(log, error)
+            failure = status_from_error(error)
+        finally:
+            self._observer.end(call, route, outcome, code.name)
+        await context.abort_with_status(failure)

@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha import reflection
 
 from service.auth import Authoriser
 from service.errors import StartError
-from service.metrics import Metrics
+from service.observer import Observer
 from service.rpc.interceptors import RequestObserver
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
@@ -20,9 +20,25 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SegmentAnything"].full_name
 MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 REFUSED_IMAGE_FACTOR = 2  # what is larger, gRPC refuses itself: RESOURCE_EXHAUSTED, without our reason
 
+# What one connection may ask of the server, in C-core's own words (grpc/impl/channel_arg_names.h).
+CONNECTION_LIMITS = [
+    ("grpc.max_concurrent_streams", 256),  # more than a worker lets in at once: who is over it hears so, and waits not
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.absolute_max_metadata_size", 32 * 1024),
+    # Clients may look whether the connection lives, also between calls; three times too often, and it is closed.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    # And the server looks whether silent clients are still there: calls of theirs are work for nobody.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+
 
 class RpcServer:
     """gRPC on `host`:`port`, shared with other workers; `set_ready` is what health checks tell.
+
+    With `credentials` (of `grpc.ssl_server_credentials` and its like) only over TLS.
 
     A client's connection stays with the worker that accepted it. So that connections spread over the workers, replaced
     ones too, each is closed at an age of `connection_age_s` (gRPC itself adds a jitter of +-10 %): the client is told,
@@ -33,19 +49,22 @@ class RpcServer:
         self,
         segmenter: Segmenter,
         authoriser: Authoriser,
-        metrics: Metrics,
+        observer: Observer,
         *,
         host: str,
         port: int,
         connection_age_s: float = 300.0,
         connection_grace_s: float = 30.0,
+        credentials: Any = None,  # noqa: ANN401 - grpc has no types
     ) -> None:
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._credentials = credentials
         self._ready = False
         self._health = HealthServicer()
         self._server: Any = grpc.aio.server(
-            interceptors=[RequestObserver(metrics)],
+            interceptors=[RequestObserver(authoriser, observer, segmenter.gate.permits)],
             options=[
+                *CONNECTION_LIMITS,
                 ("grpc.so_reuseport", 1),  # the supervisor has made sure that only workers share the port
                 ("grpc.max_connection_age_ms", round(1000 * connection_age_s)),
                 ("grpc.max_connection_age_grace_ms", round(1000 * connection_grace_s)),
@@ -55,7 +74,7 @@ class RpcServer:
                 ),
             ],
         )
-        pb_grpc.add_SegmentAnythingServicer_to_server(SegmentAnythingServicer(segmenter, authoriser), self._server)  # type: ignore[no-untyped-call]
+        pb_grpc.add_SegmentAnythingServicer_to_server(SegmentAnythingServicer(segmenter), self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -67,7 +86,10 @@ class RpcServer:
             StartError: the port is taken.
         """
         try:
-            self._server.add_insecure_port(self._address)  # it listens from here on: not before it can be served
+            if self._credentials is None:  # it listens from here on: not before it can be served
+                self._server.add_insecure_port(self._address)
+            else:
+                self._server.add_secure_port(self._address, self._credentials)
         except RuntimeError as error:
             raise StartError(f"gRPC cannot listen on {self._address}; set SAM_GRPC_PORT to a free port") from error
         await self.set_ready(ready=self._ready)

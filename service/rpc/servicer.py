@@ -3,7 +3,7 @@
 from grpc.aio import ServicerContext
 
 from service.answers import ImageRef, Progress
-from service.auth import Authoriser
+from service.call import current_tenant
 from service.errors import InvalidImageIdError
 from service.rpc.convert import (
     if_match_from_pb,
@@ -22,9 +22,8 @@ from service.segmenter import Segmenter
 class SegmentAnythingServicer(pb_grpc.SegmentAnythingServicer):
     """`sam.v1.SegmentAnything` around one core."""
 
-    def __init__(self, segmenter: Segmenter, authoriser: Authoriser) -> None:
+    def __init__(self, segmenter: Segmenter) -> None:
         self._segmenter = segmenter
-        self._authoriser = authoriser
 
     async def EmbedImage(self, request: pb.EmbedImageRequest, context: ServicerContext) -> pb.EmbedImageResponse:
         """Encode an image and cache it."""
@@ -67,19 +66,16 @@ class SegmentAnythingServicer(pb_grpc.SegmentAnythingServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: ServicerContext) -> pb.GetModelResponse:  # noqa: ARG002
         """Return the model being served."""
-        self._authoriser.tenant_of(_metadata(context).get("authorization"))
         return pb_from_model(self._segmenter.model)
 
     def _ref(self, image_id: str, context: ServicerContext) -> ImageRef:
         """Return the caller's image: of this id, or of the metadata x-image-id that balancers hash on; they agree."""
-        metadata = _metadata(context)
-        tenant = self._authoriser.tenant_of(metadata.get("authorization"))
-        named = metadata.get("x-image-id", image_id)
+        named = _metadata(context).get("x-image-id", image_id)
         if image_id and named != image_id:
             raise InvalidImageIdError(
                 "the metadata x-image-id names another image than the message", field="x-image-id"
             )
-        return ImageRef(tenant, named)
+        return ImageRef(current_tenant(), named)
 
 
 def _metadata(context: ServicerContext) -> dict[str, str]:

@@ -180,7 +180,7 @@ def test_annotate_shows_a_bar_on_a_terminal_and_what_is_interrupted_leaves_whole
         while b"] 1/4 pictures" not in shown:
             shown += os.read(terminal, 4096)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(120) == 130
     finally:
         process.kill()
         process.wait()

@@ -96,11 +96,15 @@ def test_sigterm_lets_requests_under_way_finish(cat: bytes) -> None:
         assert set(codes) <= {201, 503}
 
 
-def test_when_triton_dies_the_embedded_service_ends_with_a_sentence() -> None:
-    with RunningService.launch(expected_code=1) as service:
-        service.wait_for("/readyz", 200)
-        os.kill(service.triton_pid(), signal.SIGKILL)
-        service.process.wait(30)
+def test_a_triton_that_cannot_serve_its_models_ends_the_embedded_service_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "sam_encoder").mkdir()
+    (tmp_path / "sam_encoder" / "config.pbtxt").write_text("nonsense")
+    environment = {**os.environ, **free_settings(), "SAM_MODEL_REPOSITORY": str(tmp_path)}
+    command = [sys.executable, "-m", "service", "--embedded"]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("error: the local Triton ended with exit code")
+    assert "nonsense" in ended.stderr or "config.pbtxt" in ended.stderr
 
 
 def test_when_the_gateway_is_killed_triton_goes_too() -> None:

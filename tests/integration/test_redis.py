@@ -16,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.breaker import BreakerState
 from service.cache import redis as second_level
 from service.cache.record import VERSION
 from service.cache.redis import RedisLevel
-from service.cache.redis_observer import BreakerState, Operation, Outcome
+from service.cache.redis_observer import Operation, Outcome
 from tests.redis_server import RedisServer, figures, level_on, record_of, timed_get, until
 from tests.running import ROOT
 

@@ -6,9 +6,10 @@ import random
 
 import pytest
 
+from service.breaker import BreakerState
 from service.cache.redis import BUDGET_S
 from service.cache.redis_connections import Fault, RedisConnections
-from service.cache.redis_observer import BreakerState, Operation, Outcome
+from service.cache.redis_observer import Operation, Outcome
 from tests.redis_server import Proxy, RedisServer, level_on, record_of, store, timed_get, until, until_open
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from service.breaker import BreakerState
 from service.cache.redis import BUDGET_S, RedisLevel
 from service.cache.redis_connections import Fault
-from service.cache.redis_observer import BreakerState, Operation, Outcome
+from service.cache.redis_observer import Operation, Outcome
 from tests.redis_server import Proxy, RedisServer, figures, level_on, record_of, store, until, until_open
 
 REATTACH_S = 5.0

@@ -17,7 +17,7 @@ import pytest
 
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
-from tests.running import ROOT, RunningService, descendants_of, free_settings, sockets_of
+from tests.running import ROOT, RunningService, descendants_of, free_settings, slowed, sockets_of, stub_of
 
 CLICK = {"prompts": [{"points": [[50, 50, 1]]}]}
 WORKERS = 2
@@ -133,21 +133,18 @@ def test_a_grpc_channel_changes_workers_when_its_connection_is_old_and_loses_no_
 
 
 def test_sigterm_lets_requests_under_way_in_all_workers_finish_and_leaves_nothing(cat: bytes, tmp_path: Path) -> None:
-    """Triton is frozen until the ports are closed, so that every request is still under way then."""
+    """The encoder is slow until the ports are closed, so that every request is still under way then."""
     with RunningService.start(SAM_WORKERS=str(WORKERS), TMPDIR=str(tmp_path)) as service:
         until(lambda: len(service.listeners()) == WORKERS)
-        port, workers, triton = int(service.settings["SAM_HTTP_PORT"]), service.worker_pids(), service.triton_pid()
+        port, workers = int(service.settings["SAM_HTTP_PORT"]), service.worker_pids()
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            os.kill(triton, signal.SIGSTOP)
-            try:
-                answers = [pool.submit(one_shot, service, cat) for _ in range(16)]
+            with slowed(stub_of(service.triton_pid(), "sam_encoder")):
+                answers = [pool.submit(one_shot, service, cat + bytes(turn)) for turn in range(16)]
                 until(lambda: sum(sockets_of(pid, port, "01") for pid in workers) == len(answers))
                 assert all(sockets_of(pid, port, "01") for pid in workers)
                 time.sleep(0.5)  # for their bytes to be read
                 service.process.send_signal(signal.SIGTERM)
                 until(lambda: not service.listeners() and not service.listeners("SAM_HTTP_PORT"))
-            finally:
-                os.kill(triton, signal.SIGCONT)
             assert [answer.result().status_code for answer in answers] == [200] * len(answers)
         assert service.stop() == 0
     assert not list(tmp_path.glob("sam-*"))

@@ -1,16 +1,17 @@
 import contextlib
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from service.errors import ImageTooLargeError, SegmentError, UnsupportedImageError
-from service.image import MAX_SIDE, ImageLimits, decode_image, digest_of, letterbox, trust_own_limits
+from service.image import MAX_SIDE, ImageLimits, digest_of, valid_size_of
+from service.image_header import read_header
+from service.picture import letterboxed, rgb_from_file, trust_own_limits
+from tests.bombs import animation, half_red, png, saved
 from tests.conftest import encoded
 
 LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=1_000_000)
@@ -20,20 +21,16 @@ LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=1_000_000)
 def own_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a started service has it."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_MEMORY", PngImagePlugin.MAX_TEXT_MEMORY)
     trust_own_limits()
 
 
-def saved(picture: Image.Image, image_format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, image_format, **options)
-    return buffer.getvalue()
-
-
-def half_red() -> Image.Image:
-    """30 wide, 20 high; left half red, right half blue."""
-    pixels = np.zeros((20, 30, 3), np.uint8)
-    pixels[:, :15, 0] = pixels[:, 15:, 2] = 255
-    return Image.fromarray(pixels)
+def decoded(data: bytes, limits: ImageLimits = LIMITS) -> np.ndarray:
+    """What becomes of an upload: its header first, then, in a decode process, its pixels."""
+    header = read_header(data, limits)
+    rgb = np.asarray(rgb_from_file(io.BytesIO(data), limits))
+    assert rgb.shape[:2] in ((header.height, header.width), (header.width, header.height))
+    return rgb
 
 
 @pytest.mark.parametrize(
@@ -49,7 +46,7 @@ def half_red() -> Image.Image:
     ],
 )
 def test_every_colour_mode_becomes_rgb(mode: str, image_format: str) -> None:
-    rgb = decode_image(saved(half_red().convert(mode), image_format), LIMITS)
+    rgb = decoded(saved(half_red().convert(mode), image_format))
     assert rgb.shape == (20, 30, 3)
     assert rgb.dtype == np.uint8
     np.testing.assert_allclose(rgb[10, 3], (255, 0, 0), atol=30)
@@ -60,7 +57,7 @@ def test_every_colour_mode_becomes_rgb(mode: str, image_format: str) -> None:
 def test_grey_becomes_rgb_of_the_same_brightness(mode: str) -> None:
     grey = np.full((20, 30), 200, np.uint8)
     picture = Image.fromarray(grey.astype(np.uint16) << 8) if mode == "I;16" else Image.fromarray(grey).convert(mode)
-    rgb = decode_image(saved(picture, "PNG"), LIMITS)
+    rgb = decoded(saved(picture, "PNG"))
     assert rgb.shape == (20, 30, 3)
     if mode != "1":
         assert (rgb == 200).all()
@@ -83,36 +80,24 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     }.get(orientation)
     if inverse is not None:
         stored = stored.transpose(inverse)
-    rgb = decode_image(saved(stored, "PNG", exif=exif), LIMITS)
+    rgb = decoded(saved(stored, "PNG", exif=exif))
     assert rgb.shape == (20, 30, 3)
     np.testing.assert_array_equal(rgb[10, 3], (255, 0, 0))
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds nothing."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [struct.pack(">I", len(body)) + kind + body for kind, body in ((b"IHDR", header), (b"IDAT", b""))]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk + struct.pack(">I", zlib.crc32(chunk[4:])) for chunk in chunks)
 
 
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (png_header(1001, 1000), "1000000 pixels"),
-        (png_header(MAX_SIDE + 1, 1), str(MAX_SIDE)),
-        (png_header(60000, 60000), str(MAX_SIDE)),
+        (png(1001, 1000), "1000000 pixels"),
+        (png(MAX_SIDE + 1, 1), str(MAX_SIDE)),
+        (png(60000, 60000), str(MAX_SIDE)),
         (b"\0" * (LIMITS.max_bytes + 1), "1000000 bytes"),
     ],
     ids=["pixels", "side", "bomb", "bytes"],
 )
 def test_too_large_is_found_before_decoding(data: bytes, says: str) -> None:
     with pytest.raises(ImageTooLargeError, match=says):
-        decode_image(data, LIMITS)
-
-
-def animation(image_format: str) -> bytes:
-    frames = [half_red(), half_red().rotate(90)]
-    return saved(frames[0], image_format, save_all=True, append_images=frames[1:], duration=100)
+        decoded(data)
 
 
 @pytest.mark.parametrize(
@@ -130,14 +115,14 @@ def animation(image_format: str) -> bytes:
 )
 def test_what_is_no_still_picture_is_refused(data: bytes, says: str) -> None:
     with pytest.raises(UnsupportedImageError, match=says):
-        decode_image(data, LIMITS)
+        decoded(data)
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 def test_a_truncated_image_is_refused(image_format: str) -> None:
     data = encoded(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), image_format)
     with pytest.raises(UnsupportedImageError):
-        decode_image(data[: len(data) // 2], LIMITS)
+        decoded(data[: len(data) // 2])
 
 
 ORIGINALS = {kind: encoded(np.asarray(half_red()), kind) for kind in ("JPEG", "PNG", "WEBP")}
@@ -150,20 +135,20 @@ def test_mutated_bytes_give_pixels_or_our_own_error(kind: str, data: st.DataObje
     for _ in range(data.draw(st.integers(1, 8))):
         mutated[data.draw(st.integers(0, len(mutated) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(SegmentError):
-        assert decode_image(bytes(mutated), LIMITS).ndim == 3
+        assert decoded(bytes(mutated)).ndim == 3
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
-def test_letterbox_keeps_the_original_s_sizes_and_pads_with_zeros(height: int, width: int) -> None:
-    placed = letterbox(np.full((height, width, 3), 255, np.uint8), 128)
-    valid_height, valid_width = placed.valid_size
+def test_letterboxing_keeps_the_original_s_sizes_and_pads_with_zeros(height: int, width: int) -> None:
+    pixels = np.asarray(letterboxed(Image.new("RGB", (width, height), "white"), 128))
+    valid_height, valid_width = valid_size_of((height, width), 128)
     scale = 128 / max(height, width)
-    assert max(placed.valid_size) == 128
+    assert max(valid_height, valid_width) == 128
     assert valid_height == max(1, int(height * scale + 0.5))
     assert valid_width == max(1, int(width * scale + 0.5))
-    assert (placed.pixels[:valid_height, :valid_width] == 255).all()
-    assert not placed.pixels[valid_height:].any()
-    assert not placed.pixels[:, valid_width:].any()
+    assert (pixels[:valid_height, :valid_width] == 255).all()
+    assert not pixels[valid_height:].any()
+    assert not pixels[:, valid_width:].any()
 
 
 def test_the_digest_is_of_the_bytes() -> None:

@@ -5,14 +5,17 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from prometheus_client import CollectorRegistry
 
+from service.admission.permits import Permits
 from service.answers import EmbedResult, ImageRecord, ImageRef
 from service.auth import Authoriser
+from service.gate import Gate
 from service.image import ImageLimits
 from service.metrics import Metrics
-from service.rest.app import create_app
+from service.observer import Observer
+from service.rest.app import SAFE_HEADERS, create_app
 
 MULTIPART = (b"content-type", b"multipart/form-data; boundary=x")
 JSON = (b"content-type", b"application/json")
@@ -22,6 +25,7 @@ class BrokenCore:
     """Of the core, what these requests reach; it raises what nobody expects."""
 
     limits = ImageLimits(1_000_000, 1_000_000)
+    gate = Gate(Permits(1), None, 5.0)
 
     async def embed(self, ref: ImageRef, data: bytes, *_: object) -> EmbedResult:
         raise RuntimeError(f"secret of {ref.image_id} in {len(data)} bytes")
@@ -33,7 +37,7 @@ class BrokenCore:
 @pytest.fixture
 def app() -> tuple[FastAPI, CollectorRegistry]:
     registry = CollectorRegistry()
-    return create_app(BrokenCore(), Authoriser({}), Metrics(registry)), registry
+    return create_app(BrokenCore(), Authoriser({}), Observer(Metrics(registry))), registry
 
 
 def outcomes(registry: CollectorRegistry) -> list[tuple[str, str]]:
@@ -88,3 +92,37 @@ def test_an_unknown_error_is_counted_as_internal(app: tuple[FastAPI, CollectorRe
     answer = asyncio.run(get())
     assert (answer.status_code, answer.json()["reason"]) == (500, "internal")
     assert outcomes(app[1]) == [("GET /v1/images/{image_id}", "internal")]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/healthz", 200), ("GET", "/none", 404), ("DELETE", "/healthz", 405), ("GET", "/v1/images/a", 500)],
+)
+def test_every_answer_has_safe_headers_and_its_request_id(
+    app: tuple[FastAPI, CollectorRegistry], method: str, path: str, status: int
+) -> None:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app[0], raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, headers={"x-request-id": "id-1"})
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == status
+    headers = answer.headers
+    assert {name: headers[name] for name in SAFE_HEADERS} == SAFE_HEADERS
+    assert headers["x-request-id"] == "id-1"
+    assert status < 400 or headers["cache-control"] == "no-store"
+
+
+def test_a_route_s_own_headers_stay(app: tuple[FastAPI, CollectorRegistry]) -> None:
+    @app[0].get("/framed")
+    async def framed() -> Response:
+        return Response(headers={"x-frame-options": "SAMEORIGIN"})
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app[0]), base_url="http://test") as client:
+            return await client.get("/framed")
+
+    answer = asyncio.run(ask())
+    assert answer.headers.get_list("x-frame-options") == ["SAMEORIGIN"]
+    assert answer.headers["x-content-type-options"] == "nosniff"

@@ -54,3 +54,11 @@ def test_workers_default_to_the_cores_that_the_quota_leaves_but_one_and_to_two_a
     assert usable_cpus("100000 100000\n") == usable_cpus("50000 100000\n") == 1
     assert usable_cpus(f"{100000 * (cores + 1)} 100000\n") == cores
     assert MIN_DEFAULT_WORKERS <= Settings().workers <= max(MIN_DEFAULT_WORKERS, min(MAX_DEFAULT_WORKERS, cores - 1))
+
+
+@pytest.mark.parametrize("names", [("TLS_CERT",), ("TLS_KEY",), ("TLS_CLIENT_CA",), ("TLS_CERT", "TLS_CLIENT_CA")])
+def test_half_of_a_tls_identity_is_refused(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
+    for name in names:
+        monkeypatch.setenv(f"SAM_{name}", "file.pem")
+    with pytest.raises(ValidationError, match="SAM_TLS_CERT and SAM_TLS_KEY"):
+        Settings()

@@ -1,19 +1,22 @@
-"""What the supervisor decides; that it does so with real processes is in tests/integration/test_workers.py."""
+"""What the supervisor decides; that it does so with real processes is in integration/test_workers.py and in faults/."""
 
 import socket
+from dataclasses import replace
 
 import pytest
 
 from service.errors import StartError
+from service.lives import MAX_BACKOFF_S, Lives
 from service.ports import bound_socket, reserved_port
-from service.workers import MAX_BACKOFF_S, Worker
+from service.reports import Report, report_of, reports_from
+from service.triton_supervisor import STOPPED_S, STUB, UNANSWERED_S, Answers, Seen, Vigil
 from tests.running import free_ports
 
 HOST = "127.0.0.1"
 
 
-def test_a_worker_that_keeps_dying_young_is_restarted_ever_more_slowly_up_to_a_bound() -> None:
-    delays = [Worker(0, short_lives=count).delay_s() for count in range(12)]
+def test_a_process_that_keeps_dying_young_is_restarted_ever_more_slowly_up_to_a_bound() -> None:
+    delays = [Lives(count).delay_s() for count in range(12)]
     assert delays[0] == 0
     assert delays == sorted(delays)
     assert delays[1] < 1
@@ -53,3 +56,66 @@ def test_a_port_that_a_server_with_so_reuseport_has_is_not_free() -> None:
             reserved_port(HOST, other.getsockname()[1], "gRPC", "SAM_GRPC_PORT"),
         ):
             pass
+
+
+def test_reports_of_all_workers_are_read_as_they_were_written() -> None:
+    said = [Report(index, answers) for index in (0, 1, 63) for answers in (True, False)]
+    written = b"".join(report_of(each.index, answers=each.answers) for each in said)
+    assert list(reports_from(written)) == said
+
+
+SERVER, MODEL = 10, 11
+SERVES, RUNS = Seen("tritonserver", "S", 100), Seen(STUB, "S", 100)
+RUNNING = {SERVER: SERVES, MODEL: RUNS}
+
+
+def test_a_triton_that_answers_is_left_alone_however_long() -> None:
+    vigil = Vigil(started_s=0.0)
+    assert not any(vigil.complaint(now, RUNNING, Answers(yes_s=now)) for now in range(1, 1000))
+
+
+def test_a_triton_that_loads_its_models_may_take_its_time_and_start_and_end_processes() -> None:
+    vigil = Vigil(started_s=5.0)
+    old = Answers(yes_s=4.0, no_s=900.0)  # of the Triton before
+    assert not vigil.complaint(900.0, RUNNING, old)
+    assert not vigil.complaint(901.0, {SERVER: SERVES}, old)
+
+
+@pytest.mark.parametrize("processes", [{SERVER: SERVES}, {SERVER: SERVES, MODEL: replace(RUNS, state="Z")}])
+def test_a_stub_that_ended_is_a_dead_model(processes: dict[int, Seen]) -> None:
+    vigil = Vigil(started_s=0.0)
+    assert not vigil.complaint(1.0, RUNNING, Answers(yes_s=1.0))
+    assert "ended" in vigil.complaint(2.0, processes, Answers(yes_s=1.0))
+
+
+@pytest.mark.parametrize("stopped", [SERVER, MODEL])
+def test_a_short_stop_is_forgiven_a_long_one_is_not(stopped: int) -> None:
+    vigil, answers = Vigil(started_s=0.0), Answers(yes_s=1.0)
+    halted = {**RUNNING, stopped: replace(RUNNING[stopped], state="T")}
+    assert not vigil.complaint(1.0, halted, answers)
+    assert not vigil.complaint(1.0 + STOPPED_S / 2, halted, answers)
+    assert not vigil.complaint(1.0 + STOPPED_S / 2 + 0.1, RUNNING, answers)
+    assert not vigil.complaint(2.0 + STOPPED_S, halted, answers)
+    assert "stopped" in vigil.complaint(2.0 + 2 * STOPPED_S, halted, answers)
+
+
+def test_a_debugger_may_hold_it() -> None:
+    vigil, held = Vigil(started_s=0.0), {SERVER: replace(SERVES, state="t")}
+    assert not any(vigil.complaint(now, held, Answers(yes_s=1.0)) for now in range(100))
+
+
+def test_one_that_is_stopped_whenever_it_is_looked_at_but_runs_in_between_is_only_slow() -> None:
+    vigil = Vigil(started_s=0.0)
+    looks = ({SERVER: Seen("tritonserver", "T", 100 + now)} for now in range(100))
+    assert not any(vigil.complaint(now, look, Answers(yes_s=1.0)) for now, look in enumerate(looks))
+
+
+def test_one_worker_that_is_answered_keeps_it_alive_none_for_long_is_its_end() -> None:
+    vigil = Vigil(started_s=0.0)
+    busy = Answers(yes_s=100.0, no_s=100.0 + UNANSWERED_S / 2)
+    assert not vigil.complaint(200.0, RUNNING, busy)
+    assert "answered no worker" in vigil.complaint(200.0, RUNNING, Answers(100.0, 100.0 + UNANSWERED_S))
+
+
+def test_silence_of_dead_workers_is_not_held_against_it() -> None:
+    assert not Vigil(started_s=0.0).complaint(1000.0, RUNNING, Answers(yes_s=100.0, no_s=50.0))

@@ -6,7 +6,8 @@ from tritonclient.utils import InferenceServerException
 from service.answers import Model
 from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError
 from service.tensors import Geometry
-from service.triton import _error_from_triton, _model_from_config
+from service.triton import _model_from_config
+from service.triton_errors import error_from_triton
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,10 @@ from service.triton import _error_from_triton, _model_from_config
         ("StatusCode.UNAVAILABLE", "Request timeout expired", DeadlineExceededError),
         ("StatusCode.UNAVAILABLE", "Server is stopping, scheduler for model has stopped", ModelUnavailableError),
         ("StatusCode.UNAVAILABLE", "failed to connect to all addresses", ModelUnavailableError),
+        ("StatusCode.UNAVAILABLE", "This protocol is restricted, expecting header 'h'", ModelUnavailableError),
+        ("StatusCode.UNAVAILABLE", "Stream removed (ping timeout)", ModelUnavailableError),
+        ("StatusCode.UNAVAILABLE", "Stream removed (sendmsg: Broken pipe (32))", ModelUnavailableError),
+        ("StatusCode.UNAVAILABLE", "", ModelUnavailableError),
         ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceededError),
         ("StatusCode.NOT_FOUND", "Request for unknown model: 'sam_encoder' is not found", ModelUnavailableError),
         ("StatusCode.INTERNAL", "Stub process 'sam_encoder_0_0' is not healthy.", ModelUnavailableError),
@@ -23,9 +28,29 @@ from service.triton import _error_from_triton, _model_from_config
     ],
 )
 def test_triton_s_errors_are_classified(status: str, text: str, expected: type[Exception]) -> None:
-    error = _error_from_triton(InferenceServerException(text, status=status))
+    error = error_from_triton(InferenceServerException(text, status=status))
     assert type(error) is expected
-    assert text not in error.message
+    assert not text or text not in error.message
+
+
+@pytest.mark.parametrize(
+    ("text", "broke"),
+    [
+        ("Stream removed (recvmsg:Connection reset by peer (104))", True),
+        ("Stream removed (sendmsg: Broken pipe (32))", True),
+        ("Socket closed", True),
+        ("GOAWAY received; Error code: 0", True),
+        ("Stream removed (ping timeout)", False),  # silent, as in a timeout
+        ("failed to connect to all addresses; last error: Connection refused", False),
+        ("This protocol is restricted, expecting header 'h'", False),
+        ("Server is stopping, scheduler for model has stopped", False),
+        ("Exceeds maximum queue size", False),
+        ("Request timeout expired", False),
+    ],
+)
+def test_only_a_connection_that_broke_under_a_call_is_a_reason_to_make_it_again(text: str, *, broke: bool) -> None:
+    error = error_from_triton(InferenceServerException(text, status="StatusCode.UNAVAILABLE"))
+    assert getattr(error, "connection_broke", False) is broke
 
 
 def config(**parameters: str) -> dict[str, object]:

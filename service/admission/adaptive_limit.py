@@ -1,0 +1,58 @@
+"""How many requests may be at work: as many as the model server needs to fill its batches, and no more.
+
+What waits inside the model server waits in the order of arrival, whoever sent it and however light it is, and can no
+longer be refused. So the waiting shall be done here, and only the next batch wait there. Raw latency cannot tell: it
+rises with the size of the batches, on purpose. Time in the server's queue can, measured in its own compute times: at a
+queue of one compute time each request finds one batch ahead of it, which fills the next one without idling. Beyond two,
+more concurrency buys nothing but waiting.
+
+By Little's law the time in the server grows in proportion to what is in it: from one measurement follows the limit that
+would have kept the queue at the target, and that is where it goes, by half at most; up it goes by one at a time. All
+workers look at the one queue they share, so their limits fall together and need not be divided.
+"""
+
+from service.admission.contract import Spent
+
+TARGET = 2.0  # compute times in the server's queue
+SLACK_S = 0.002  # below this a queue is noise, not a queue
+LARGEST_DECREASE = 0.5
+LEAST = 4
+FIRST = 12  # too few costs a few seconds of growth under load, too many a queue that all must sit out
+
+
+class AdaptiveLimit:
+    """A limit between a few and `most`, which it is for as long as the server does not tell of its queue."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._least = min(LEAST, most)
+        self._limit = float(most)
+        self._before: Spent | None = None
+        self._settled_s = 0.0
+
+    @property
+    def value(self) -> int:
+        """How many may be at work now, at least 1."""
+        return int(self._limit)
+
+    def adapt(self, spent: Spent, now_s: float, *, wanting: bool) -> None:
+        """Take the server's totals; `wanting` says that requests wait for a permit, so that more would be used."""
+        if self._before is None or spent.requests < self._before.requests:  # the first, or of a server that began anew
+            self._before = spent
+            self._limit = min(self._limit, FIRST)
+            return
+        requests = spent.requests - self._before.requests
+        if requests == 0 or now_s < self._settled_s:
+            return
+        queue_s = (spent.queue_s - self._before.queue_s) / requests
+        compute_s = (spent.compute_s - self._before.compute_s) / requests
+        self._before = spent
+        if queue_s > TARGET * compute_s + SLACK_S:
+            fitting = (TARGET + 1) * compute_s / (queue_s + compute_s)
+            self._limit = max(self._limit * max(fitting, LARGEST_DECREASE), self._least)
+        elif wanting:
+            self._limit = min(self._limit + 1, self.most)
+        else:
+            return
+        # What is in the server now was let in under the old limit: judge the new one by those who come after.
+        self._settled_s = now_s + queue_s + compute_s

@@ -1,0 +1,160 @@
+"""Permits: who may work, who waits, who is refused, by concurrency and by bytes, before any work is done."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from time import monotonic
+
+from service.admission.contract import Lane, Observer, Refusal, Spent, Unobserved
+from service.admission.waiting_room import WaitingRoom
+from service.errors import OverloadedError
+
+ENCODE_PART = 4  # one permit in so many is for encodes
+MIN_RETRY_S = 0.05
+PATIENCE = 2.0  # who has waited so many times as long as anybody should is sent away: what was expected was wrong
+
+
+class Permits:
+    """The permits of one worker; for one event loop.
+
+    Encodes have a quarter of the permits, prompts the others: neither waits for the other's. While prompts wait,
+    encodes work one at a time, since they share the GPU: prompts first, but no image waits for ever.
+
+    Args:
+        max_concurrency: Requests at work at once, at most; as many again may wait, in each lane.
+        max_wait_s: The longest that a request may have to expect to wait.
+        max_bytes: Bytes of request bodies held at once.
+        observer: Counts.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        max_concurrency: int,
+        *,
+        max_wait_s: float = 1.0,
+        max_bytes: float = math.inf,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        encodes = max(1, max_concurrency // ENCODE_PART)
+        self._rooms = {
+            Lane.PROMPT: WaitingRoom(max(1, max_concurrency - encodes), max_concurrency),
+            Lane.ENCODE: WaitingRoom(encodes, max_concurrency),
+        }
+        self._max_wait_s = max_wait_s
+        self._max_bytes = max_bytes
+        self._held_bytes = 0
+        self._observer = observer or Unobserved()
+        self._clock = clock
+
+    @asynccontextmanager
+    async def hold(self, lane: Lane, tenant: str, left_s: float = math.inf) -> AsyncIterator[None]:
+        """Hold a permit for the block, after a wait if need be; `left_s` is until the request's deadline.
+
+        Raises:
+            OverloadedError: at once, when the wait would be too long or end after the deadline; or later, when it was
+                not expected to be so long.
+        """
+        began_s = await self._enter(lane, tenant, left_s)
+        try:
+            yield
+        finally:
+            self._rooms[lane].give_back(tenant, began_s, self._clock())
+            self._call_up()
+
+    def check_room(self, lane: Lane, tenant: str, left_s: float = math.inf) -> None:
+        """Refuse now what would be refused anyway: for requests whose body has not been read yet.
+
+        Raises:
+            OverloadedError: as `hold`.
+        """
+        room = self._rooms[lane]
+        if not room.waiting and room.held < self._limit(lane):
+            return
+        wait_s = room.wait_s(tenant, self._clock(), self._limit(lane))
+        if room.is_full_for(tenant) or wait_s > min(self._max_wait_s, left_s):
+            self._observer.refused(Refusal.WAIT)
+            raise OverloadedError(
+                f"{room.held} requests of this kind are under way and {room.waiting} wait; come back in a moment",
+                retry_after_s=max(wait_s, MIN_RETRY_S),
+            )
+
+    @contextmanager
+    def body(self) -> Iterator[Callable[[int], None]]:
+        """Yield a function to be told how many bytes of its body a request holds, as they become more.
+
+        It raises:
+            OverloadedError: there is no room for so many at present. A lone request always has room.
+        """
+        held = 0
+
+        def grow_to(nbytes: int) -> None:
+            nonlocal held
+            more = nbytes - held
+            if more <= 0:
+                return
+            if self._held_bytes > held and self._held_bytes + more > self._max_bytes:
+                self._observer.refused(Refusal.BYTES)
+                raise OverloadedError("too many uploads are under way; come back in a moment")
+            held = nbytes
+            self._held_bytes += more
+
+        try:
+            yield grow_to
+        finally:
+            self._held_bytes -= held
+
+    def adapt(self, spent: Mapping[Lane, Spent]) -> None:
+        """Take what the model server says of its queues, to let in more or fewer at once."""
+        for lane, totals in spent.items():
+            room = self._rooms[lane]
+            room.limit.adapt(totals, self._clock(), wanting=room.waiting > 0)
+        self._call_up()
+
+    def tell(self) -> None:
+        """Tell the observer how things are; to be called every now and then."""
+        for lane, room in self._rooms.items():
+            self._observer.admission(lane, held=room.held, waiting=room.waiting, limit=self._limit(lane))
+        self._observer.bodies(self._held_bytes)
+
+    async def _enter(self, lane: Lane, tenant: str, left_s: float) -> float:
+        """Wait for a permit and return the time at which it was given."""
+        self.check_room(lane, tenant, left_s)
+        room = self._rooms[lane]
+        place = room.line_up(tenant)
+        self._call_up()
+        if place.done():
+            return place.result()
+        patience = asyncio.get_running_loop().call_later(PATIENCE * self._max_wait_s, self._send_away, place)
+        try:
+            return await place
+        except (asyncio.CancelledError, OverloadedError):
+            if place.cancelled() or place.exception() is not None:
+                room.step_out(tenant, place)
+            else:  # it had its turn in the moment in which it was cancelled
+                room.give_back(tenant, place.result(), self._clock())
+            self._call_up()
+            raise
+        finally:
+            patience.cancel()
+
+    def _send_away(self, place: "asyncio.Future[float]") -> None:
+        if not place.done():
+            self._observer.refused(Refusal.WAIT)
+            place.set_exception(OverloadedError("others take longer than expected; come back in a moment"))
+
+    def _call_up(self) -> None:
+        """Give free permits to those who wait, prompts first."""
+        for lane, room in self._rooms.items():
+            while room.held < self._limit(lane) and (turn := room.next_turn()):
+                tenant, place = turn
+                now_s = self._clock()
+                room.take(tenant, now_s)
+                place.set_result(now_s)
+
+    def _limit(self, lane: Lane) -> int:
+        if lane is Lane.ENCODE and self._rooms[Lane.PROMPT].waiting:
+            return 1
+        return self._rooms[lane].limit.value

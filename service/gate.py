@@ -1,0 +1,59 @@
+"""Who is let in: not while draining, not more often than a tenant may, with a permit, and under a deadline."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from service.admission.contract import Lane
+from service.admission.permits import Permits
+from service.admission.rates import Rates
+from service.errors import DeadlineExceededError, DrainingError
+from service.stopwatch import Stopwatch
+
+
+class Gate:
+    """What every request passes before any work.
+
+    Args:
+        permits: How many may be at work.
+        rates: How often each tenant may ask; None: as often as it likes.
+        max_deadline_s: Deadline of requests that bring none, and the cap of those that do.
+
+    `retiring` says that the service is not ready, though it serves on; `draining`, that it takes no new work.
+    """
+
+    def __init__(self, permits: Permits, rates: Rates | None, max_deadline_s: float) -> None:
+        self.permits = permits
+        self.retiring = False
+        self.draining = False
+        self._rates = rates
+        self._max_deadline_s = max_deadline_s
+
+    @property
+    def is_open(self) -> bool:
+        """Whether new requests are welcome."""
+        return not self.retiring and not self.draining
+
+    def count(self, tenant: str) -> None:
+        """Take a request off what the tenant may ask; raises RateLimitedError when that is nothing."""
+        if self._rates is not None:
+            self._rates.take(tenant)
+
+    @asynccontextmanager
+    async def passed(self, lane: Lane, tenant: str, deadline_s: float | None) -> AsyncIterator[Stopwatch]:
+        """Hold a permit for the block, which ends at the deadline.
+
+        Raises:
+            DrainingError, RateLimitedError, OverloadedError: before any work.
+            DeadlineExceededError: the block, or the wait for the permit, took too long.
+        """
+        if self.draining:
+            raise DrainingError("the server is shutting down; send the request again, elsewhere or in a moment")
+        self.count(tenant)
+        watch = Stopwatch(min(deadline_s or self._max_deadline_s, self._max_deadline_s))
+        try:
+            async with asyncio.timeout(watch.deadline_s), self.permits.hold(lane, tenant, watch.deadline_s):
+                watch.lap("queue")
+                yield watch
+        except TimeoutError as error:
+            raise DeadlineExceededError(f"no answer within the deadline of {watch.deadline_s:g} s") from error

@@ -1,0 +1,164 @@
+"""HTTP/1.1 that does not wait for ever: uvicorn's protocol with deadlines for what clients send, and a gentle close."""
+
+import asyncio
+from functools import cache
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from service.rest.problems import problem
+
+HEADER_S = 5.0  # from a connection's first moment, or a request's first byte, until its headers are complete
+MAX_HEADER_BYTES = 32 * 1024
+BODY_WINDOW_S = 5.0  # in each of these a body must bring so many bytes, unless it is done, or we make it wait
+MIN_BODY_BYTES_PER_S = 32 * 1024
+LINGER_S = 5.0  # for a client that was answered before it had sent all
+
+
+class PatientTransport:
+    """A connection as the server's answers use it: closing it leaves the client time to read what it was told."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: "DeadlineProtocol", cycle: RequestResponseCycle) -> None:
+        self._transport = transport
+        self._protocol = protocol
+        self._cycle = cycle
+
+    def write(self, data: bytes) -> None:
+        """Write to the connection."""
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Whether the connection is closed, or about to be."""
+        return self._protocol.lingering or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close the connection: at once when the whole request was read, else in a while."""
+        if self._cycle.more_body and not self.is_closing():
+            self._protocol.linger()
+        else:
+            self._transport.close()
+
+
+class DeadlineProtocol(HttpToolsProtocol):
+    """One connection. A client that is too slow with its headers or its body is told so and left.
+
+    An answer that comes before the request's last byte (401, 413, 429) is followed by an end of our side only; what the
+    client still sends is thrown away for a while. Closing at once would reset the connection, and with it, often, the
+    answer on its way.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's, whatever they are
+        super().__init__(*args, **options)
+        self.lingering = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_headers = True
+        self._header_bytes = 0
+        self._window_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        """Begin with the wait for a request."""
+        super().connection_made(transport)
+        self._set_timer(HEADER_S, self._end_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Leave no timer behind."""
+        self._clear_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sends, within bounds."""
+        if self.lingering:
+            return
+        if self._in_headers:
+            self._header_bytes += len(data)
+            if self._timer is None:  # a further request on the connection, or just something
+                self._set_timer(HEADER_S, self._end_slow)
+        super().data_received(data)
+        if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
+            self._refuse_headers()
+
+    def on_headers_complete(self) -> None:
+        """Begin with the answer, and the wait for the body, unless the headers are too many."""
+        self._in_headers = False
+        self._clear_timer()
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES:
+            self._refuse_headers()
+            return
+        super().on_headers_complete()
+        self.cycle.transport = PatientTransport(self.transport, self, self.cycle)  # type: ignore[assignment] # all it uses of one
+        self._window_bytes = 0
+        self._set_timer(BODY_WINDOW_S, self._check_body)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        if self.cycle is not None:
+            self._window_bytes += len(body)
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Be ready for the next request."""
+        self._clear_timer()
+        self._in_headers, self._header_bytes = True, 0
+        if self.cycle is not None:
+            super().on_message_complete()
+
+    def _check_body(self) -> None:
+        """At the end of a window: has the body come fast enough, where it was we who waited?"""
+        waits_for_us = self.flow.read_paused or self.cycle.waiting_for_100_continue
+        if self._window_bytes < MIN_BODY_BYTES_PER_S * BODY_WINDOW_S and not waits_for_us:
+            self._end_slow()
+            return
+        self._window_bytes = 0
+        self._set_timer(BODY_WINDOW_S, self._check_body)
+
+    def _end_slow(self) -> None:
+        """Say that the request came too slowly, unless it is a next one, which may wait until this one is answered."""
+        if self._in_headers and self.cycle is not None and not self.cycle.response_complete:
+            self._set_timer(HEADER_S, self._end_slow)
+            return
+        self._refuse(408, "too_slow", "the request came too slowly; send it at once")
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the parser's words are no news for the client
+        """Answer what is no HTTP."""
+        self._refuse(400, "bad_request", "this is not HTTP/1.1")
+
+    def _refuse_headers(self) -> None:
+        self._refuse(431, "headers_too_large", f"the headers have more than {MAX_HEADER_BYTES} bytes")
+
+    def _refuse(self, http: int, reason: str, detail: str) -> None:
+        """Answer instead of the application, and close."""
+        if self.transport.is_closing() or self.lingering:
+            return
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.abort()  # in the middle of an answer there is no room for another
+            return
+        self.transport.write(_refusal(http, reason, detail))
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # the application learns that nobody waits
+            self.cycle.message_event.set()
+        self.linger()
+
+    def linger(self) -> None:
+        """Send nothing more, and throw away what still comes, for a while or until the client ends it."""
+        self.lingering = True
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._set_timer(LINGER_S, self.transport.close)
+
+    def _set_timer(self, delay_s: float, then: Any) -> None:  # noqa: ANN401 - any function
+        self._clear_timer()
+        self._timer = self.loop.call_later(delay_s, then)
+
+    def _clear_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+@cache
+def _refusal(http: int, reason: str, detail: str) -> bytes:
+    """Return a whole answer, made once: slow clients come, and go, by the thousand."""
+    answer = problem(http, reason, detail, headers={"connection": "close"})
+    headers = b"".join(name + b": " + value + b"\r\n" for name, value in answer.raw_headers)
+    return STATUS_LINE[http] + headers + b"\r\n" + bytes(answer.body)

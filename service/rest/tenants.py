@@ -1,0 +1,41 @@
+"""Whose a request is: found by the route, before anything of the body is read."""
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Depends, Header, Request, Response
+from fastapi.routing import APIRoute
+
+from service.call import current_tenant, note_tenant
+
+if TYPE_CHECKING:
+    from service.auth import Authoriser
+
+
+class TenantRoute(APIRoute):
+    """A route for tenants only: the caller's key is looked at before a byte of the body is read, whatever the URL."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the framework's handler behind the check."""
+        handle = super().get_route_handler()
+
+        async def authorised(request: Request) -> Response:
+            authoriser: Authoriser = request.app.state.authoriser
+            note_tenant(authoriser.tenant_of(request.headers.get("authorization")))
+            response = await handle(request)
+            response.headers.setdefault("cache-control", "no-store")
+            return response
+
+        return authorised
+
+
+def tenant_of(
+    _: Annotated[
+        str | None, Header(alias="authorization", description="`Bearer <key>`, where the server asks for keys.")
+    ] = None,
+) -> str:
+    """Return the caller's tenant, whom the route has found."""
+    return current_tenant()
+
+
+Tenant = Annotated[str, Depends(tenant_of)]

@@ -1,0 +1,32 @@
+"""Whether requests are traced: where OpenTelemetry's variables name a collector, and the extra `otel` is installed."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from service.observer import Tracer
+
+log = logging.getLogger(__name__)
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+@asynccontextmanager
+async def tracer_from_environment() -> AsyncIterator[Tracer | None]:
+    """Provide the tracer for the block, None where there is none; at the end of the block, send what is left."""
+    if not any(os.environ.get(name) for name in ENDPOINTS):
+        yield None
+        return
+    try:
+        from service.otlp import OtlpTracer  # noqa: PLC0415 - only where it is wanted, and installed
+    except ImportError:
+        log.warning("tracing.off a collector is named, but the extra is not installed: pip install 'sam-serving[otel]'")
+        yield None
+        return
+    tracer = OtlpTracer()
+    try:
+        yield tracer
+    finally:
+        await asyncio.to_thread(tracer.close)

@@ -1,0 +1,62 @@
+"""A collector of traces, as small as one can be: OTLP over HTTP in, spans out."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+ARRIVAL_S = 20.0
+
+
+class Collector:
+    """What has arrived, and where to send it."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.spans: list[Span] = []
+
+    def trace(self, trace_id: str, count: int) -> dict[str, Span]:
+        """Return the spans of a trace by name, as soon as there are `count` of them."""
+        return {span.name: span for span in self._until(lambda span: span.trace_id.hex() == trace_id, count)}
+
+    def _until(self, wanted: Callable[[Span], bool], count: int) -> list[Span]:
+        deadline = time.monotonic() + ARRIVAL_S
+        while time.monotonic() < deadline:
+            found = [span for span in self.spans if wanted(span)]
+            if len(found) >= count:
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"{len(found)} of {count} spans arrived")
+
+    @classmethod
+    @contextmanager
+    def run(cls) -> Iterator["Collector"]:
+        """Receive during the block."""
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                    for scope in resource.scope_spans:
+                        collector.spans += scope.spans
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing of each request."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        collector = cls(f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield collector
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()

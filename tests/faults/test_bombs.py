@@ -1,0 +1,227 @@
+"""Bombs and broken images: refused unread where the header tells, else at the cost of one decode process at most."""
+
+import asyncio
+import os
+import signal
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.decoding import DecodePool
+from service.errors import ImageTooLargeError, UnsupportedImageError
+from service.image import DecodedImage, ImageLimits
+from service.image_header import read_header
+from tests.bombs import MIB, accepted, refused_in_a_process, refused_unread, runaway_jpeg
+from tests.faults.conftest import Report
+from tests.mutants import mutants
+from tests.running import RunningService, descendants_of
+
+LIMITS = ImageLimits(32 * MIB, 64_000_000)
+SECONDS_OF_WORK = runaway_jpeg(4000, 400)
+
+
+@pytest.fixture(scope="module")
+def service(cat: bytes) -> Iterator[RunningService]:
+    with RunningService.start(SAM_DECODE_PROCESSES="2", SAM_LOG_LEVEL="error") as running:
+        assert put(running, "cat", cat).is_success
+        yield running
+
+
+def put(service: RunningService, image_id: str, data: bytes) -> httpx.Response:
+    return httpx.put(f"{service.url}/v1/images/{image_id}", content=data, timeout=60)
+
+
+def decode_pids(parent: int) -> list[int]:
+    """Return the decode processes among a process's descendants."""
+    found = []
+    for pid in descendants_of(parent):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"service.decode_process" in words:
+            found.append(pid)
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes(pid: int) -> int:
+    (line,) = [each for each in Path(f"/proc/{pid}/status").read_text().splitlines() if each.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+def test_bombs_are_refused_unread(service: RunningService, full: bool, report: Report) -> None:  # noqa: FBT001
+    """They reach no decode process: all of those are stopped meanwhile."""
+    (worker,) = service.worker_pids()
+    stopped = decode_pids(worker)
+    before = peak_bytes(worker)
+    try:
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        for name, (data, reason) in refused_unread().items():
+            answer = put(service, "bomb", data)
+            assert answer.json()["reason"] == reason, name
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    grown = peak_bytes(worker) - before
+    assert grown < 10 * MIB + max(len(data) for data, _ in refused_unread().values())
+    assert decode_pids(worker) == stopped
+    worst_ms = max(header_ms(data) for data, _ in refused_unread().values())
+    assert not full or worst_ms <= 5
+    report(
+        "bombs and broken images",
+        "refused unread <= 5 ms, <= 10 MB",
+        f"{worst_ms:.2f} ms at most, +{grown / MIB:.1f} MB",
+    )
+
+
+def header_ms(data: bytes) -> float:
+    """The best of a few, on a machine with other work: how long it takes to refuse a file by its header."""
+    seconds = []
+    for _ in range(5):
+        start_s = time.perf_counter()
+        with pytest.raises((ImageTooLargeError, UnsupportedImageError)):
+            read_header(data, LIMITS)
+        seconds.append(time.perf_counter() - start_s)
+    return 1e3 * min(seconds)
+
+
+def test_bombs_within_are_refused_by_a_process_that_lives_on(service: RunningService, report: Report) -> None:
+    (worker,) = service.worker_pids()
+    before = decode_pids(worker)
+    peaks = {pid: peak_bytes(pid) for pid in before}
+    took_ms = []
+    for name, data in refused_in_a_process().items():
+        start_s = time.perf_counter()
+        answer = put(service, "bomb", data)
+        took_ms.append(1e3 * (time.perf_counter() - start_s))
+        assert (answer.status_code, answer.json()["reason"]) == (415, "unsupported_image"), name
+    assert decode_pids(worker) == before
+    grown = max(peak_bytes(pid) - peak for pid, peak in peaks.items())
+    assert grown < 80 * MIB  # a canvas of 4000 x 4000, which a WebP claims, is 64 MB
+    report(
+        "bombs and broken images",
+        "bombs within: one process, no crash",
+        f"{statistics.median(took_ms):.0f} ms (median), +{grown / MIB:.0f} MB in it",
+    )
+
+
+def test_odd_pictures_are_served(service: RunningService) -> None:
+    for name, data in accepted().items():
+        assert put(service, "odd", data).is_success, name
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_decoder_s_crash_costs_one_decode_process_and_never_a_worker(
+    service: RunningService, cat: bytes, number: int
+) -> None:
+    (worker,) = service.worker_pids()
+    before = set(decode_pids(worker))
+    with ThreadPoolExecutor() as pool:
+        dying = pool.submit(put, service, "runaway", SECONDS_OF_WORK)
+        victim = busiest_of(before)
+        os.kill(victim, number)
+        answer = dying.result()
+    assert (answer.status_code, answer.json()["reason"]) == (415, "unsupported_image")
+    assert put(service, "after", cat + bytes(number)).is_success
+    wait_for_decode_processes(worker, 2)
+    assert set(decode_pids(worker)) & before == before - {victim}
+    assert service.worker_pids() == [worker]
+
+
+def busiest_of(pids: set[int]) -> int:
+    """Return the process that begins to work hard."""
+    before = {pid: ticks_of(pid) for pid in pids}
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        time.sleep(0.02)
+        for pid in pids:
+            if ticks_of(pid) > before[pid] + 10:  # 0.1 s
+                return pid
+    raise AssertionError("none works")
+
+
+def ticks_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+
+def wait_for_decode_processes(worker: int, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while len(decode_pids(worker)) != count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_runaway_costs_one_decode_process(service: RunningService, full: bool, report: Report) -> None:  # noqa: FBT001
+    """In full: a picture that takes minutes, up to the end of its time; others are decoded beside it."""
+    if not full:
+        return  # tests/unit/test_decoding.py has it with a shorter time
+    (worker,) = service.worker_pids()
+    with ThreadPoolExecutor() as pool:
+        start_s = time.monotonic()
+        running = pool.submit(put, service, "runaway", runaway_jpeg(8000, 20_000))
+        beside = [put(service, f"beside{number}", data) for number, data in enumerate(accepted().values())]
+        answer = running.result()
+        took_s = time.monotonic() - start_s
+    assert all(each.is_success for each in beside)
+    assert answer.json()["reason"] == "unsupported_image"
+    assert service.worker_pids() == [worker]
+    assert service.metrics()['sam_decode_processes_lost_total{reason="too_slow"}'] == 1
+    report("bombs and broken images", "a runaway costs one decode process", f"killed after {took_s:.1f} s")
+
+
+def test_no_decode_process_outlives_its_worker(service: RunningService) -> None:
+    (worker,) = service.worker_pids()
+    orphans = decode_pids(worker)
+    os.kill(worker, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in orphans):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    service.wait_for("/readyz", 200)
+
+
+def test_mutated_pictures_are_pictures_or_typed_errors(full: bool, report: Report) -> None:  # noqa: FBT001
+    """No crash of a decode process even, and memory stays where it is."""
+    count = 100_000 if full else 2_000
+    lost: list[str] = []
+    outcomes = asyncio.run(outcomes_of(count, lost))
+    assert sum(outcomes[kind] for kind in ("picture", "refused")) == count
+    assert outcomes["picture"] > count / 20
+    assert lost == []
+    grown = outcomes["grown"] / MIB
+    assert grown < 16
+    figures = f"{outcomes['picture']} pictures, {outcomes['refused']} typed errors, 0 crashes, {grown:+.1f} MB"
+    report("bombs and broken images", f"{count} mutated JPEG/PNG/WebP", figures)
+
+
+async def outcomes_of(count: int, lost: list[str]) -> dict[str, int]:
+    decoder = DecodePool(1, LIMITS, lost.append)
+    outcomes = {"picture": 0, "refused": 0, "grown": 0}
+    async with decoder.running():
+        for number, data in enumerate(mutants(count, seed=7)):
+            outcomes[await outcome_of(decoder, data)] += 1
+            if number == count // 2:
+                pids = decode_pids(os.getpid())
+                before = sum(resident_bytes(pid) for pid in pids)
+        outcomes["grown"] = sum(resident_bytes(pid) for pid in pids) - before
+    return outcomes
+
+
+async def outcome_of(decoder: DecodePool, data: bytes) -> str:
+    try:
+        read_header(data, LIMITS)
+        image: DecodedImage = await decoder.decode(data, 64)
+    except (ImageTooLargeError, UnsupportedImageError):
+        return "refused"
+    assert image.placed.pixels.shape == (64, 64, 3)
+    return "picture"

@@ -1,0 +1,275 @@
+"""Errors are clean: no answer, header, trailer or health page holds upstream text, a path, a key or a traceback.
+
+Faults are real: a model that fails in its own words, a Triton that is killed, a Redis behind a password that is away,
+and errors that nobody foresaw. The log does hold their words; what it must not hold are keys and passwords.
+"""
+
+import asyncio
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+
+from service.auth import Authoriser
+from service.rpc.pb import segment_anything_pb2 as pb
+from tests.conftest import encoded
+from tests.fakes import FakeBackend
+from tests.faults.conftest import Report
+from tests.in_process import serving
+from tests.running import ROOT, RunningService, free_ports, free_settings, triton_alone, triton_under
+
+PROMISE = "errors are clean"
+MARKER = "WORDS-OF-THE-MODEL"
+KEY, PASSWORD = "KEY-OF-ALICE", "PASSWORD-OF-REDIS"
+AUTHORIZATION = ("authorization", f"Bearer {KEY}")
+CLICK = {"prompts": [{"points": [[20, 20, 1]]}]}
+PB_CLICK = pb.Prompt(points=[pb.Point(x=20, y=20, label=1)])
+BOX = {"prompts": [{"box": [1, 1, 30, 30]}]}
+FAILING_IMAGE = encoded(np.full((40, 40, 3), 255, np.uint8), "PNG")
+FAILS_IN_THE_DECODER = f"""
+        if "point_labels" in stacked and (stacked["point_labels"] == 2).any():
+            raise RuntimeError("{MARKER} in /opt/weights of the decoder")"""
+FAILS_IN_THE_ENCODER = f"""
+        if "image" in stacked and stacked["image"][:, :4, :4].min() == 255:
+            raise RuntimeError("{MARKER} in /opt/weights of the encoder")"""
+
+# What no client may read: traces of Python, of the machine's files, of Triton, gRPC's channels and Redis behind us.
+NEVER = re.compile(
+    r"Traceback|File \"|\.py\b|site-packages|\b[A-Za-z]+(?:Error|Exception)\b|StatusCode\.|<class|object at 0x"
+    r"|/(?:tmp|usr|home|root|var|etc|opt|dev|proc|work)/|sam_(?:encoder|decoder|refiner|triton)|[Ss]tub process"
+    r"|tritonserver|shm|ipv[46]:|onnx|redis|" + "|".join((MARKER, KEY, PASSWORD, sha256(KEY.encode()).hexdigest()))
+)
+
+
+def check_clean(text: str) -> None:
+    found = NEVER.search(text)
+    assert found is None, f"{found[0]!r} in {text[:2000]!r}"
+
+
+@dataclass
+class Service:
+    """A gateway, and the Triton that it depends on."""
+
+    gateway: RunningService
+    log: Path
+    triton_parent: int
+
+    def http(self, method: str, path: str, **options: object) -> httpx.Response:
+        """Return an answer that was looked through."""
+        answer = httpx.request(method, self.gateway.url + path, headers=[AUTHORIZATION], timeout=30, **options)
+        check_clean(f"{answer.status_code} {answer.headers.multi_items()} {answer.text}")
+        return answer
+
+    def grpc(self, path: str, data: bytes, metadata: tuple[tuple[str, str], ...] = (AUTHORIZATION,)) -> str:
+        """Return the code of a call whose status and metadata were looked through."""
+        with grpc.insecure_channel(self.gateway.grpc_address) as channel:
+            call = channel.stream_stream(path)(iter([data]), metadata=metadata, timeout=30)
+            try:
+                answers = list(call)
+            except grpc.RpcError:
+                answers = []
+                check_clean(str([(name, str(value)) for name, value in call.trailing_metadata()]))
+            check_clean(f"{call.details()} {call.initial_metadata()} {[answer[:200] for answer in answers]}")
+            return str(call.code().name)
+
+    def segment(self, prompt: pb.Prompt) -> str:
+        request = pb.SegmentRequest(image_id="coffee", prompts=[prompt])
+        return self.grpc("/sam.v1.SegmentAnything/Segment", request.SerializeToString())
+
+
+def failing_repository(folder: Path) -> Path:
+    """Copy the model repository; its models fail, saying so, for a box and for a white image."""
+    shutil.copytree(ROOT / "model_repository" / "cpu", folder)
+    for file in folder.glob("*/1/model.py"):
+        before, run, after = file.read_text().partition("        total = sum(counts)\n")
+        assert run, "the template has changed: nothing would fail"
+        file.write_text(before + FAILS_IN_THE_DECODER[1:] + FAILS_IN_THE_ENCODER + "\n" + run + after)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, coffee: bytes) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("clean")
+    repository = failing_repository(folder / "repository")
+    triton, metrics, redis = free_ports(3)
+    with (
+        triton_alone(f"127.0.0.1:{triton}", str(metrics), repository) as triton_parent,
+        (folder / "log").open("w") as log,
+        RunningService.start(
+            embedded=False,
+            log=log,
+            SAM_LOG_LEVEL="debug",
+            SAM_TRITON_URL=f"127.0.0.1:{triton}",
+            SAM_API_KEYS=f"alice:{sha256(KEY.encode()).hexdigest()}",
+            SAM_REDIS_URL=f"redis://user:{PASSWORD}@127.0.0.1:{redis}/0",
+            SAM_CACHE_SECRET=PASSWORD,
+        ) as gateway,
+    ):
+        found = Service(gateway, folder / "log", triton_parent)
+        assert found.http("PUT", "/v1/images/coffee", content=coffee).status_code == 201
+        yield found
+
+
+def test_a_model_that_fails_in_its_own_words_is_unavailable_in_ours(service: Service) -> None:
+    assert service.http("POST", "/v1/images/coffee/masks", json=CLICK).status_code == 200
+    assert service.http("POST", "/v1/images/coffee/masks", json=BOX).status_code == 503
+    assert service.http("PUT", "/v1/images/white", content=FAILING_IMAGE).status_code == 503
+    assert service.segment(PB_CLICK) == "OK"
+    assert service.segment(pb.Prompt(box=pb.Box(x0=1, y0=1, x1=30, y1=30))) == "UNAVAILABLE"
+    embed = pb.EmbedImageRequest(image_id="white", image=FAILING_IMAGE)
+    assert service.grpc("/sam.v1.SegmentAnything/EmbedImage", embed.SerializeToString()) == "UNAVAILABLE"
+    assert MARKER in service.log.read_text(), "nothing failed, or the log does not say why"
+
+
+def test_a_thousand_broken_requests_get_clean_answers(service: Service, full: bool, report: Report) -> None:  # noqa: FBT001
+    """Over raw sockets and raw gRPC: valid ones with bytes changed, cut, doubled and swapped. Seeded."""
+    random_source = random.Random(7)  # noqa: S311 - no secret
+    count = 20_000 if full else 1_000
+    body = b'{"prompts": [{"points": [[20, 20, 1]]}], "multimask": null, "format": "rle"}'
+    head = (
+        f"POST /v1/images/coffee/masks HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\nconnection: close\r\n"
+        f"content-type: application/json\r\nx-request-timeout: 5\r\nif-match: *\r\ncontent-length: {len(body)}\r\n\r\n"
+    ).encode()
+    message = pb.SegmentRequest(image_id="coffee", prompts=[PB_CLICK])
+    methods = [f"/sam.v1.SegmentAnything/{name}" for name in ("EmbedImage", "GetImage", "DeleteImage", "Segment")]
+    methods += [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        "/sam.v1.SegmentAnything/None",
+        "/",
+    ]
+    answered = 0
+    for _ in range(count // 2):
+        raw = (
+            mutated(head, random_source) + body if random_source.random() < 0.5 else head + mutated(body, random_source)
+        )
+        answer = raw_answer(service, raw)
+        check_clean(answer.replace(KEY, ""))  # the field at fault is named, and may be what was sent
+        assert not answer.startswith("HTTP/1.1 500"), raw
+        answered += bool(answer)
+        code = service.grpc(random_source.choice(methods), mutated(message.SerializeToString(), random_source))
+        assert code not in ("INTERNAL", "UNKNOWN"), code
+    assert answered > count // 10
+    report(PROMISE, "0 unclean answers to broken requests", f"0 of {count}, 0 of them internal errors")
+
+
+def mutated(data: bytes, random_source: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(random_source.randint(1, 4)):
+        at = random_source.randrange(len(changed))
+        match random_source.randrange(4):
+            case 0:
+                changed[at] = random_source.randrange(256)
+            case 1:
+                changed[at:at] = random_source.randbytes(random_source.randint(1, 8))
+            case 2:
+                del changed[at : at + random_source.randint(1, 8)]
+            case _:
+                changed[at:at] = changed[at : at + 30]
+        changed = changed or bytearray(b"\0")
+    return bytes(changed)
+
+
+def raw_answer(service: Service, request: bytes) -> str:
+    """Return what comes back, until the end or a second of silence: a body may be announced longer than it is."""
+    answer = b""
+    address = ("127.0.0.1", int(service.gateway.settings["SAM_HTTP_PORT"]))
+    with socket.create_connection(address, 10) as connection:
+        connection.settimeout(1)
+        try:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            while chunk := connection.recv(65536):
+                answer += chunk
+        except OSError:
+            pass
+    return answer.decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError(MARKER), ValueError(f"/opt/{MARKER}"), AssertionError(), OSError(2, MARKER)]
+)
+def test_an_error_that_nobody_foresaw_is_told_by_its_request_id_only(
+    error: Exception, cat: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = asyncio.run(_answers_of_a_broken_backend(error, cat))
+    for answer in answers:
+        check_clean(answer)
+        assert "id-of-the-request" in answer
+    assert len([record for record in caplog.records if record.exc_info]) == len(answers) - 1  # HTTP's: by its server
+
+
+async def _answers_of_a_broken_backend(error: Exception, photo: bytes) -> list[str]:
+    backend, found = FakeBackend(), []
+    async with serving(backend, Authoriser({})) as (app, channel):
+        backend.error = error  # type: ignore[assignment] # what no backend may raise
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        headers = {"x-request-id": "id-of-the-request"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+            http = await client.put("/v1/images/a", content=photo)
+        assert http.status_code == 500
+        assert http.headers["x-content-type-options"] == "nosniff"
+        found.append(f"{http.headers.multi_items()} {http.text}")
+        embed = channel.unary_unary("/sam.v1.SegmentAnything/EmbedImage")
+        call = embed(
+            pb.EmbedImageRequest(image_id="a", image=photo).SerializeToString(), metadata=tuple(headers.items())
+        )
+        assert await call.code() is grpc.StatusCode.INTERNAL
+        found.append(f"{await call.details()} {await call.trailing_metadata()} {await call.initial_metadata()}")
+    return found
+
+
+def test_a_triton_that_is_killed_is_told_of_in_our_words(service: Service, coffee: bytes, report: Report) -> None:
+    """Last, for it stays dead."""
+    assert service.http("PUT", "/v1/images/coffee", content=coffee).status_code in (200, 201)
+    os.kill(triton_under(service.triton_parent), signal.SIGKILL)
+    deadline, answers = time.monotonic() + 30, 0
+    ready = 200
+    while ready != 503:
+        assert time.monotonic() < deadline, "still ready"
+        assert service.http("POST", "/v1/images/coffee/masks", json=CLICK).status_code in (503, 504)
+        assert service.segment(PB_CLICK) in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+        assert service.http("PUT", "/v1/images/white", content=FAILING_IMAGE).status_code in (503, 504)
+        assert service.http("GET", "/healthz").status_code == 200
+        ready = service.http("GET", "/readyz").status_code
+        answers += 5
+    assert service.grpc("/grpc.health.v1.Health/Check", b"") == "OK"
+    report(
+        PROMISE, "no upstream text, path, key or traceback in answers", f"0 in {answers} answers around a killed Triton"
+    )
+
+
+def test_the_log_knows_no_key_and_no_password(service: Service) -> None:
+    """At its most talkative, after everything above; a Redis that is away included."""
+    text = service.log.read_text()
+    assert "second level" in text, "Redis was not missed"
+    assert KEY not in text
+    assert PASSWORD not in text
+
+
+@pytest.mark.parametrize(
+    "url", [f"redis://:{PASSWORD}/more@127.0.0.1:1/0", f"http://:{PASSWORD}@127.0.0.1", f"redis://:{PASSWORD}@:1"]
+)
+def test_a_redis_url_that_is_refused_at_the_start_is_not_quoted(url: str) -> None:
+    """The first has a slash in its password: half of it is taken for a port, and the rest for a path."""
+    settings = free_settings() | {"SAM_REDIS_URL": url, "SAM_CACHE_SECRET": "x"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "service"], cwd=ROOT, env=settings, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert "SAM_REDIS_URL" in ended.stderr
+    assert PASSWORD not in ended.stdout + ended.stderr

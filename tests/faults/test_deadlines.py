@@ -1,0 +1,81 @@
+"""Deadlines hold: a request's own, or the default, which is the cap too, however slow the model is."""
+
+import os
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from benchmarks.load import OK, PHOTO, Load, Samples, run_loads
+from tests.faults.conftest import Report
+from tests.running import RunningService
+from tests.slow_models import slow_models
+
+DECODE_S = 1.5  # one at a time: no request is answered within its deadline
+CAP_S = 1.0
+OWN_S = 0.3
+EARLY_S = 0.02  # clocks are read at both ends
+LATE = "deadline_exceeded"
+WIDE_S = 1.0  # what a loaded machine may add; without deadlines, requests would take longer and longer
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A service whose decoder is slower than any deadline."""
+    models = slow_models(tmp_path_factory.mktemp("models"), max_batch=1)
+    settings = {"SAM_MODEL_REPOSITORY": str(models.path), "SAM_LOG_LEVEL": "error"}
+    with RunningService.start(**settings, SAM_DEFAULT_DEADLINE_S=str(CAP_S), SAM_MAX_WAIT_S="60") as service:
+        for _ in range(10):  # on a busy machine the encoder alone may take as long as the cap
+            if httpx.put(f"{service.url}/v1/images/load", content=PHOTO.read_bytes()).is_success:
+                break
+        models.slow_down(decode_s=DECODE_S)
+        yield service
+
+
+def check(samples: Samples, deadline_s: float, what: str, report: Report, *, full: bool) -> None:
+    """Check that no request was answered late, and none told before its time."""
+    late = samples.of(LATE)
+    assert {sample.outcome for sample in samples.all} <= {OK, LATE}
+    assert len(late) > 0.8 * len(samples.all) > 0
+    assert min(sample.took_s for sample in late) > deadline_s - EARLY_S
+    overrun_ms = 1000 * (samples.quantile_s(0.999, LATE) - deadline_s)
+    where = f"{len(samples.all)} requests, {samples.load.transport}, load {os.getloadavg()[0]:.0f}"
+    report("deadlines hold", f"{what}: overrun <= 50 ms at p99.9", f"{overrun_ms:.0f} ms ({where})")
+    assert overrun_ms <= (50 if full else 1000 * WIDE_S)
+
+
+def test_the_cap_holds_for_requests_that_want_more_and_for_those_that_say_nothing(
+    slow: RunningService, report: Report, *, full: bool
+) -> None:
+    seconds = 120.0 if full else 2.0
+    loads = (
+        Load("HTTP", slow.url.removeprefix("http://"), 5, seconds, deadline_s=20),
+        Load("gRPC", slow.grpc_address, 5, seconds, deadline_s=20),
+    )
+    for samples in run_loads(*loads):
+        check(samples, CAP_S, "cap of 1 s", report, full=full)
+    body = {"prompts": [{"points": [[1, 1, 1]]}]}
+    began_s = time.monotonic()
+    answer = httpx.post(f"{slow.url}/v1/images/load/masks", json=body, timeout=20)
+    assert (answer.status_code, answer.json()["reason"]) == (504, LATE)
+    assert CAP_S - EARLY_S < time.monotonic() - began_s < CAP_S + WIDE_S
+
+
+def test_a_request_s_own_deadline_holds_over_http(slow: RunningService, report: Report, *, full: bool) -> None:
+    load = Load("HTTP", slow.url.removeprefix("http://"), 10, 120.0 if full else 2.0, deadline_s=OWN_S)
+    (samples,) = run_loads(load)
+    check(samples, OWN_S, "x-request-timeout of 0.3 s", report, full=full)
+
+
+def test_a_request_s_own_deadline_holds_over_grpc_and_ends_the_work(slow: RunningService) -> None:
+    """A gRPC client ends its call itself; what must hold is that the server stops working on it, and counts it so."""
+    series = 'sam_requests_total{outcome="deadline_exceeded",route="Segment",transport="grpc"}'
+    before = slow.metrics().get(series, 0)
+    (samples,) = run_loads(Load("gRPC", slow.grpc_address, 10, 1.0, deadline_s=OWN_S))
+    assert {sample.outcome for sample in samples.all} <= {"DEADLINE_EXCEEDED", LATE, OK}
+    patience_s = time.monotonic() + 10
+    while slow.metrics()['sam_requests_in_flight{lane="prompt"}'] > 0:
+        assert time.monotonic() < patience_s
+        time.sleep(0.1)
+    assert slow.metrics()[series] - before >= 0.8 * len(samples.all)

@@ -1,0 +1,122 @@
+"""Overload is refused early: what cannot be served in time is told so at once, and what can be served is served.
+
+The model is slowed down by a sleep: its capacity is known, and leaves the CPU to the gateway and the generator, which
+share this machine's cores. What is asserted of times in the short form is what a loaded machine keeps too.
+"""
+
+import os
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from benchmarks.load import OK, PHOTO, Load, Samples, run_loads
+from tests.faults.conftest import Report
+from tests.running import RunningService
+from tests.slow_models import SlowModels, slow_models
+
+MAX_BATCH = 2
+DECODE_S = 0.2
+CAPACITY = MAX_BATCH / DECODE_S
+OVERLOAD = 10
+TRANSPORTS = ["HTTP", "gRPC"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> SlowModels:
+    return slow_models(tmp_path_factory.mktemp("models"), max_batch=MAX_BATCH)
+
+
+@pytest.fixture(scope="module")
+def slow(models: SlowModels) -> Iterator[RunningService]:
+    with RunningService.start(SAM_MODEL_REPOSITORY=str(models.path), SAM_LOG_LEVEL="error") as service:
+        httpx.put(f"{service.url}/v1/images/load", content=PHOTO.read_bytes()).raise_for_status()
+        models.slow_down(decode_s=DECODE_S)
+        yield service
+
+
+def load(service: RunningService, transport: str, rate: float, seconds: float, **options: object) -> Load:
+    address = service.grpc_address if transport == "gRPC" else service.url.removeprefix("http://")
+    return Load(transport, address, rate, seconds, **options)
+
+
+def as_told(samples: Samples) -> None:
+    """Check that every request was answered, or refused with word of when to come back."""
+    assert {sample.outcome for sample in samples.all} <= {OK, "overloaded"}
+    assert all((sample.retry_after_s or 0) > 0 for sample in samples.of("overloaded"))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_at_ten_times_the_capacity_goodput_stays_and_refusals_come_at_once(
+    slow: RunningService, transport: str, report: Report, *, full: bool
+) -> None:
+    rounds, seconds = (4, 10.0) if full else (1, 2.5)
+    peak_rate, over_rate, cpu_s, over = 0.0, 0.0, 0.0, Samples(load(slow, transport, OVERLOAD * CAPACITY, seconds))
+    for _ in range(rounds):  # in turns, so that whatever else this machine does meets both alike
+        (peak,) = run_loads(load(slow, transport, 1.5 * CAPACITY, seconds))
+        before_s = worker_cpu_s(slow)
+        (one,) = run_loads(over.load)
+        cpu_s += worker_cpu_s(slow) - before_s
+        as_told(peak)
+        as_told(one)
+        peak_rate += peak.goodput(seconds / 5)
+        over_rate += one.goodput(seconds / 5)
+        over.all += one.all
+    refused = over.of("overloaded")
+    assert len(refused) > 0.6 * len(over.all)  # refused, not queued
+    assert len(over.of(OK)) > 0
+    part = over_rate / peak_rate
+    p99_ms = 1000 * over.quantile_s(0.99, "overloaded")
+    where = f"{transport}, load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
+    report("overload is refused early", "at 10x: goodput >= 95 % of peak", f"{100 * part:.0f} % ({where})")
+    report("overload is refused early", "at 10x: refusal p99 <= 10 ms", f"{p99_ms:.1f} ms ({where})")
+    cpu_ms = 1000 * cpu_s / len(over.all)
+    report("overload is refused early", "CPU per request at 10x", f"{cpu_ms:.1f} ms of a core ({transport})")
+    # A refusal must not wait for anything that the model does: even a busy machine tells their medians apart.
+    assert over.quantile_s(0.5, "overloaded") < over.quantile_s(0.5, OK)
+    if full:
+        assert part >= 0.95
+        assert p99_ms <= 10
+    else:
+        assert part >= 0.3
+
+
+def test_prompts_are_answered_while_encodes_are_refused(
+    slow: RunningService, models: SlowModels, report: Report, *, full: bool
+) -> None:
+    """However many uploads there are, prompts on cached images find their permits."""
+    seconds = 30.0 if full else 2.5
+    models.slow_down(encode_s=0.5)
+    try:
+        prompts, encodes = run_loads(
+            load(slow, "gRPC", 5, seconds), load(slow, "gRPC", 50, seconds, kind="encode", deadline_s=30)
+        )
+    finally:
+        models.slow_down(decode_s=DECODE_S)
+    as_told(encodes)
+    assert encodes.of("overloaded")
+    assert encodes.of(OK)
+    assert {sample.outcome for sample in prompts.all} == {OK}
+    report(
+        "overload is refused early",
+        "prompts admitted before encodes",
+        f"{len(encodes.of('overloaded'))} of {len(encodes.all)} uploads refused, 0 of {len(prompts.all)} prompts",
+    )
+
+
+def test_bodies_in_flight_are_bounded() -> None:
+    """Two uploads of a photograph at a time: more have no room, and are told to come back."""
+    room = str(2 * len(PHOTO.read_bytes()) + 10_000)
+    with RunningService.start(SAM_MAX_BYTES_IN_FLIGHT=room, SAM_LOG_LEVEL="error") as service:
+        refused = 0
+        for transport in TRANSPORTS:
+            (samples,) = run_loads(load(service, transport, 100, 0.5, kind="encode", image_id=transport))
+            as_told(samples)
+            assert samples.of(OK)
+            assert samples.of("overloaded")
+            refused += len(samples.of("overloaded"))
+        assert service.metrics()['sam_refusals_total{why="bytes"}'] == refused
+
+
+def worker_cpu_s(service: RunningService) -> float:
+    return service.metrics()['process_cpu_seconds_total{process="worker-0"}']

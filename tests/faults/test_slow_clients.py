@@ -1,0 +1,230 @@
+"""Slow clients: header 5 s, body at 32 KiB/s or more; they change nothing for others."""
+
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.rest.protocol import BODY_WINDOW_S, HEADER_S, MAX_HEADER_BYTES
+from tests.faults.conftest import Report
+from tests.running import RunningService, sockets_of
+
+KEY = "a key of the tests"
+BEARER = {"authorization": f"Bearer {KEY}"}
+CLICK = {"prompts": [{"points": [[200, 150, 1]]}]}
+MARGIN_S = 8.0  # for a machine that does other things as well
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def service(cat: bytes) -> Iterator[RunningService]:
+    keys = f"alice:{sha256(KEY.encode()).hexdigest()}"
+    with RunningService.start(SAM_API_KEYS=keys, SAM_LOG_LEVEL="error") as running:
+        httpx.put(f"{running.url}/v1/images/cat", content=cat, headers=BEARER).raise_for_status()
+        yield running
+
+
+def connected(service: RunningService) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(service.settings["SAM_HTTP_PORT"])), timeout=30)
+
+
+def upload(length: int, *headers: str, key: str = KEY) -> bytes:
+    lines = ["PUT /v1/images/slow HTTP/1.1", "host: me", f"authorization: Bearer {key}", f"content-length: {length}"]
+    return "\r\n".join([*lines, *headers, "", ""]).encode()
+
+
+def answer_on(sock: socket.socket) -> bytes:
+    """Return all that comes until the server closes."""
+    received = b""
+    while part := sock.recv(65536):
+        received += part
+    return received
+
+
+def seconds_until_left(service: RunningService, greeting: bytes, drip: bytes, pause_s: float) -> tuple[float, bytes]:
+    """Send a greeting, then `drip` again and again; return when the server ended it, and what it said."""
+    start_s = time.monotonic()
+    with connected(service) as sock:
+        sock.sendall(greeting)
+        sock.settimeout(pause_s)
+        while True:
+            try:
+                return time.monotonic() - start_s, answer_on(sock)
+            except TimeoutError:
+                sock.sendall(drip)
+
+
+SLOW = {
+    "silent": (b"", b"", HEADER_S),
+    "header trickle": (b"GET /healthz HTTP/1.1\r\nhost: me\r\n", b"x", HEADER_S),
+    "empty lines": (b"", b"\r\n", HEADER_S),
+    "body trickle": (upload(MIB), b"x" * 100, BODY_WINDOW_S),
+    "no body": (upload(MIB), b"", BODY_WINDOW_S),
+    "half a body": (upload(8 * MIB) + bytes(4 * MIB), b"", 2 * BODY_WINDOW_S),
+}
+
+
+@pytest.fixture(scope="module")
+def left_after(service: RunningService) -> Iterator[dict[str, Future[tuple[float, bytes]]]]:
+    """What becomes of each slow client; all are slow at once, to save time."""
+    with ThreadPoolExecutor(len(SLOW)) as pool:
+        yield {
+            name: pool.submit(seconds_until_left, service, greeting, drip, 0.3)
+            for name, (greeting, drip, _) in SLOW.items()
+        }
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_slow_client_is_left(left_after: dict[str, Future[tuple[float, bytes]]], name: str, report: Report) -> None:
+    limit_s = SLOW[name][2]
+    seconds, said = left_after[name].result()
+    assert limit_s - 0.5 < seconds < limit_s + MARGIN_S
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b'"reason":"too_slow"' in said
+    report("slow clients", f"{name}: left after {limit_s:g} s", f"{seconds:.2f} s")
+
+
+def test_a_connection_may_be_used_again_after_a_while_but_not_for_a_slow_request(service: RunningService) -> None:
+    with connected(service) as sock:
+        for pause_s in (HEADER_S + 1, 0):
+            sock.sendall(b"GET /healthz HTTP/1.1\r\nhost: me\r\n\r\n")
+            said = b""
+            while not said.endswith(b'{"status":"ok"}'):
+                said += sock.recv(65536)
+            assert said.startswith(b"HTTP/1.1 200")
+            time.sleep(pause_s)
+        sock.sendall(b"GET /healthz HTTP/1.1\r\n")
+        assert answer_on(sock).startswith(b"HTTP/1.1 408")
+
+
+def test_a_slow_but_steady_body_is_taken(service: RunningService, cat: bytes) -> None:
+    """At some 50 KiB/s, for longer than a window."""
+    body = cat + bytes(300 * 1024 - len(cat))
+    with connected(service) as sock:
+        sock.sendall(upload(len(body), "connection: close"))
+        for at in range(0, len(body), 10 * 1024):
+            sock.sendall(body[at : at + 10 * 1024])
+            time.sleep(0.2)
+        assert answer_on(sock).startswith(b"HTTP/1.1 20")
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_headers_are_bounded(service: RunningService, complete: bool) -> None:  # noqa: FBT001 - pytest passes it
+    lines = b"".join(b"x-%d: %s\r\n" % (number, b"y" * 1000) for number in range(2 * MAX_HEADER_BYTES // 1000))
+    with connected(service) as sock:
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nhost: me\r\n" + lines + (b"\r\n" if complete else b""))
+        assert b'"reason":"headers_too_large"' in answer_on(sock)
+
+
+def test_two_framings_of_one_body_are_refused(service: RunningService) -> None:
+    """Of a length and chunks, a proxy may believe the other one: what is a body there is a request here."""
+    with connected(service) as sock:
+        sock.sendall(upload(5, "transfer-encoding: chunked") + b"0\r\n\r\nGET /healthz HTTP/1.1\r\nhost: me\r\n\r\n")
+        said = answer_on(sock)
+    assert said.startswith(b"HTTP/1.1 400")
+    assert said.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(
+    ("length", "key", "code", "reason"),
+    [(20 * MIB, "not a key", 401, "unauthenticated"), (40 * MIB, KEY, 413, "image_too_large")],
+)
+def test_a_refusal_comes_before_the_body(
+    service: RunningService, length: int, key: str, code: int, reason: str
+) -> None:
+    """To clients that wait for it, to those that do not, and to those that send all before they listen."""
+    with connected(service) as sock:
+        sock.sendall(upload(length, "expect: 100-continue", key=key))
+        waited = answer_on(sock)
+    with connected(service) as sock:
+        sock.sendall(upload(length, key=key))
+        impatient = answer_on(sock)
+    stubborn = httpx.put(
+        f"{service.url}/v1/images/slow", content=bytes(length), headers={"authorization": f"Bearer {key}"}
+    )
+    assert (stubborn.status_code, stubborn.json()["reason"]) == (code, reason)
+    assert stubborn.headers["connection"] == "close"
+    for said in (waited, impatient):
+        assert said.startswith(f"HTTP/1.1 {code} ".encode())
+        assert f'"reason":"{reason}"'.encode() in said
+        assert b"100 Continue" not in said
+
+
+def test_a_body_that_may_come_is_asked_for(service: RunningService, cat: bytes) -> None:
+    with connected(service) as sock:
+        sock.sendall(upload(len(cat), "expect: 100-continue", "connection: close"))
+        assert sock.recv(65536).startswith(b"HTTP/1.1 100 ")
+        sock.sendall(cat)
+        assert answer_on(sock).startswith(b"HTTP/1.1 20")
+
+
+@contextmanager
+def slow_sockets(service: RunningService, count: int) -> Iterator[None]:
+    """Clients that say nothing, half a header, or the beginning of a body."""
+    greetings = [b"", b"GET /healthz HTTP/1.1\r\nx: ", upload(MIB) + bytes(100)]
+    with ExitStack() as stack:
+        for number in range(count):
+            stack.enter_context(connected(service)).sendall(greetings[number % len(greetings)])
+        yield
+
+
+def prompt_seconds(client: httpx.Client, count: int) -> list[float]:
+    seconds = []
+    for _ in range(count):
+        start_s = time.monotonic()
+        client.post("/v1/images/cat/masks", json=CLICK).raise_for_status()
+        seconds.append(time.monotonic() - start_s)
+    return seconds
+
+
+def test_slow_sockets_change_little_for_others_and_leave_nothing(
+    service: RunningService,
+    full: bool,  # noqa: FBT001 - pytest passes it
+    report: Report,
+) -> None:
+    (worker,) = service.worker_pids()
+    count, rounds, prompts = (2000, 10, 150) if full else (300, 1, 20)
+    alone, beside = [], []
+    with httpx.Client(base_url=service.url, headers=BEARER, timeout=30) as client:
+        prompt_seconds(client, 10)
+        files = open_files(worker)
+        for _ in range(rounds):
+            alone += prompt_seconds(client, prompts)
+            with slow_sockets(service, count):
+                wait_until(lambda: established(service, worker) > count * 0.9)
+                beside += prompt_seconds(client, prompts)
+        wait_until(lambda: open_files(worker) <= files)
+    if full:
+        ratio = p99(beside) / p99(alone)
+        measured = (
+            f"{count} sockets: p99 {1e3 * p99(alone):.1f} -> {1e3 * p99(beside):.1f} ms ({100 * ratio - 100:+.1f} %), "
+        )
+        measured += f"median {1e3 * statistics.median(alone):.1f} -> {1e3 * statistics.median(beside):.1f} ms"
+        report("slow clients", "2,000 slow sockets change the p99 of others by < 5 %", measured)
+        assert ratio < 1.05
+
+
+def open_files(pid: int) -> int:
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def p99(seconds: list[float]) -> float:
+    return statistics.quantiles(seconds, n=100)[98]
+
+
+def established(service: RunningService, pid: int) -> int:
+    return sockets_of(pid, int(service.settings["SAM_HTTP_PORT"]), "01")
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,0 +1,122 @@
+"""Slow clients, over HTTP/2: pings, resets and metadata are bounded, and others are served meanwhile."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from service.rpc.pb import segment_anything_pb2 as pb
+from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
+from tests.faults.conftest import Report
+from tests.raw_http2 import CANCEL, PING, RST_STREAM, call, connection, frame, goaway_of, read_until_closed
+from tests.running import RunningService
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[RunningService]:
+    with RunningService.start(SAM_LOG_LEVEL="error") as running:
+        yield running
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def served_all_along(service: RunningService) -> Iterator[list[float]]:
+    """Another client's calls, one after the other during the block; none of them may fail."""
+    stop = threading.Event()
+    seconds: list[float] = []
+
+    def keep_calling() -> None:
+        with grpc.insecure_channel(service.grpc_address) as channel:
+            stub = pb_grpc.SegmentAnythingStub(channel)
+            while not stop.is_set():
+                start_s = time.monotonic()
+                stub.GetModel(pb.GetModelRequest(), timeout=20)
+                seconds.append(time.monotonic() - start_s)
+                time.sleep(0.01)
+
+    with ThreadPoolExecutor(1) as pool:
+        calling = pool.submit(keep_calling)
+        try:
+            yield seconds
+        finally:
+            stop.set()
+            calling.result()
+
+
+def test_a_flood_of_pings_ends_its_connection_and_no_other(service: RunningService) -> None:
+    with served_all_along(service) as seconds:
+        with connection(service.grpc_address) as sock:
+            try:
+                for _ in range(100):
+                    sock.sendall(frame(PING, payload=bytes(8)) * 100)
+            except OSError:
+                pass
+            assert goaway_of(read_until_closed(sock)) == b"too_many_pings"
+        wait_until(lambda: len(seconds) > 3)
+
+
+def test_rapid_resets_are_bounded(service: RunningService, full: bool, report: Report) -> None:  # noqa: FBT001
+    """CVE-2023-44487: calls that are begun and reset, without end; others are served, and memory does not grow."""
+    (worker,) = service.worker_pids()
+    count = 100_000 if full else 5_000
+    with served_all_along(service) as seconds:
+        wait_until(lambda: len(seconds) > 20)
+        before, begun = resident_bytes(worker), len(seconds)
+        sent, start_s = 0, time.monotonic()
+        while sent < count:
+            with connection(service.grpc_address) as sock:
+                sent += reset_rapidly(sock, 1000)
+        took_s = time.monotonic() - start_s
+        wait_until(lambda: len(seconds) > begun + 3)
+    grown = resident_bytes(worker) - before
+    assert grown < 64 * MIB
+    figures = (
+        f"{sent / took_s:.0f} resets/s; others' longest call {1e3 * max(seconds[begun:]):.0f} ms, +{grown / MIB:.0f} MB"
+    )
+    report("slow clients", "HTTP/2 resets bounded, others are served", figures)
+
+
+def reset_rapidly(sock: socket.socket, count: int) -> int:
+    """Begin and reset up to `count` calls, as many as the server takes; return how many were sent."""
+    sent = 0
+    try:
+        for first in range(1, 2 * count, 200):
+            streams = range(first, first + 200, 2)
+            frames = [
+                call(each, b"/sam.v1.SegmentAnything/Segment") + frame(RST_STREAM, each, CANCEL.to_bytes(4))
+                for each in streams
+            ]
+            sock.sendall(b"".join(frames))
+            sent += len(frames)
+        sock.shutdown(socket.SHUT_WR)
+        read_until_closed(sock)
+    except OSError:
+        pass
+    return max(sent, 1)
+
+
+def test_metadata_is_bounded(service: RunningService) -> None:
+    with grpc.insecure_channel(service.grpc_address) as channel:
+        stub = pb_grpc.SegmentAnythingStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.GetModel(pb.GetModelRequest(), timeout=20, metadata=(("x-much", "y" * 40_000),))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -1,0 +1,131 @@
+"""Memory is bounded: under mixed load, with cancels, broken requests and faults, nothing grows for ever.
+
+The short form compares two moments of rest with half a minute of load between them. The full one also takes the slope
+over half an hour (`--soak-s` for another time): of memory that is the processes' own, so without the arena's pages.
+"""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.conftest import Report
+from tests.redis_server import RedisServer
+from tests.running import RunningService
+from tests.soaking import Load, Usage, cancel_calls, slope_an_hour, status_of, usage_of
+
+PROMISE = "memory is bounded"
+WARM_S, LOADED_S, REST_S = 6.0, 12.0, 3.0
+FULL_WARM_S = 180.0
+FULL_CANCELS = 150_000  # gRPC's own pools grow with the first 70,000 cancelled calls of a process, and then no more
+REDIS_DOWN_S, REDIS_UP_S = 2.0, 4.0
+
+# What a loaded moment may leave behind for a while: pools of connections and threads, an allocator's arenas.
+MAX_GROWTH_MIB, MAX_GROWTH_FDS, MAX_GROWTH_THREADS, MAX_GROWTH_TASKS = 40.0, 24, 12, 12
+MAX_GROWTH_TRITON_MIB = 80.0  # a tenth of it
+MAX_GROWTH_SHM_MIB = 8.0  # the index's log, which is written back at 4 MiB
+MAX_SLOPE_MIB_AN_HOUR = 40.0
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with RedisServer.run() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def service(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """Two workers with a small cache, so that something is dropped all the time, and a second level."""
+    log = tmp_path_factory.mktemp("soak") / "log"
+    with (
+        log.open("w") as lines,
+        RunningService.start(
+            log=lines,
+            SAM_WORKERS="2",
+            SAM_CACHE_BYTES=str(16 * 1024 * 1024),
+            SAM_REDIS_URL=redis.url,
+            SAM_CACHE_SECRET="of the soak",  # noqa: S106 - known to nobody else's service
+        ) as running,
+    ):
+        yield running
+        assert "Traceback" not in log.read_text()
+
+
+def test_memory_is_bounded(
+    service: RunningService,
+    redis: RedisServer,
+    full: bool,  # noqa: FBT001
+    soak_s: float,
+    report: Report,
+) -> None:
+    load = Load(service)
+    if full:
+        cancel_calls(service, FULL_CANCELS)
+    soak(load, redis, FULL_WARM_S if full else WARM_S)
+    before = at_rest(service)
+    load.counts.clear()
+    usages = soak(load, redis, soak_s if full else LOADED_S)
+    after = at_rest(service)
+    assert all(
+        load.counts.get(habit, 0) > 0 for habit in ("prompt", "upload", "segment", "cancel", "hang_up", "blunder")
+    )
+    report_growth(report, before, after, load, usages if full else [])
+    assert after.gateway_mib - before.gateway_mib < MAX_GROWTH_MIB
+    assert after.triton_mib - before.triton_mib < MAX_GROWTH_TRITON_MIB
+    assert after.fds - before.fds <= MAX_GROWTH_FDS
+    assert after.threads - before.threads <= MAX_GROWTH_THREADS
+    assert after.tasks - before.tasks <= MAX_GROWTH_TASKS
+    assert after.shm_mib - before.shm_mib < MAX_GROWTH_SHM_MIB
+    if full:
+        assert slope_an_hour(usages, lambda usage: usage.gateway_mib) < MAX_SLOPE_MIB_AN_HOUR
+        assert slope_an_hour(usages, lambda usage: usage.triton_mib) < MAX_SLOPE_MIB_AN_HOUR
+
+
+def test_cancelled_calls_leave_nothing_behind(full: bool, report: Report) -> None:  # noqa: FBT001
+    """What gRPC itself was known to keep for each (grpc#43360) included; a pool of its own it may fill once."""
+    rounds, calls = (10, 10_000) if full else (2, 2_000)
+    with RunningService.launch(embedded=False, SAM_LOG_LEVEL="error") as gateway:
+        gateway.wait_for("/healthz", 200)
+        (worker,) = gateway.worker_pids()
+        used_kib = []
+        for _ in range(rounds + 1):
+            cancel_calls(gateway, calls)
+            time.sleep(1)
+            used_kib.append(status_of(worker, "RssAnon"))
+    half = used_kib[rounds // 2 :]
+    growth = 1024 * (half[-1] - half[0]) / (calls * (len(half) - 1))
+    figure = f"memory after {calls * (rounds + 1)} cancelled calls; bytes a call over the last half"
+    report(PROMISE, figure, f"{used_kib[0] / 1024:.0f} -> {used_kib[-1] / 1024:.0f} MiB; {growth:.0f}")
+    assert growth < (500 if full else 10_000)  # a call, its task and its message that stay are more than either
+
+
+def soak(load: Load, redis: RedisServer, seconds: float) -> list[Usage]:
+    """Load the service for a while, during which Redis dies and comes back; return what was used meanwhile."""
+    usages, end = [], time.monotonic() + seconds
+    with load.running():
+        while time.monotonic() < end:
+            redis.kill()
+            time.sleep(REDIS_DOWN_S)
+            redis.start()
+            time.sleep(REDIS_UP_S)
+            usages.append(usage_of(load.service))
+    return usages
+
+
+def at_rest(service: RunningService) -> Usage:
+    """Return what is used once nobody calls; the gauge of tasks is renewed every two seconds."""
+    time.sleep(REST_S)
+    return usage_of(service)
+
+
+def report_growth(report: Report, before: Usage, after: Usage, load: Load, usages: list[Usage]) -> None:
+    calls = ", ".join(f"{count} {habit}" for habit, count in sorted(load.counts.items()))
+    for name in ("gateway_mib", "triton_mib", "fds", "threads", "tasks", "shm_mib"):
+        first, last = getattr(before, name), getattr(after, name)
+        report(PROMISE, f"{name} at rest, before and after", f"{first:.1f} -> {last:.1f}")
+    report(PROMISE, "rounds of load in between", calls)
+    if usages:
+        minutes = (usages[-1].at_s - usages[0].at_s) / 60
+        for name in ("gateway_mib", "triton_mib"):
+            slope = slope_an_hour(usages, lambda usage, name=name: getattr(usage, name))
+            report(PROMISE, f"slope of {name} over {minutes:.0f} min", f"{slope:+.1f} MiB/h")

@@ -1,0 +1,250 @@
+"""Truthful health: a dead or frozen model is unready in 2 s, its service back by itself; the rest answers meanwhile.
+
+Embedded mode, as it is started by a person, and a Triton of its own, as in production. Faults are signals by pid.
+"""
+
+import concurrent.futures
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.faults.conftest import Report
+from tests.running import SHM, RunningService, free_settings, stub_of, triton_alone, triton_under
+
+PROMISE = "truthful health"
+CLICK = {"prompts": [{"points": [[100, 100, 1]]}]}
+HEAVY = {"prompts": [{"points": [[x, y, 1]]} for x in range(10, 170, 20) for y in range(10, 170, 20)], "format": "rle"}
+UNREADY_S, BACK_S = 2.0, 10.0
+LOADED_S = 15.0  # what a busy machine may take for either
+
+FAULTS: dict[str, Callable[[int], None]] = {
+    "decoder killed": lambda triton: os.kill(stub_of(triton, "sam_decoder"), signal.SIGKILL),
+    "decoder frozen": lambda triton: os.kill(stub_of(triton, "sam_decoder"), signal.SIGSTOP),
+    "encoder killed": lambda triton: os.kill(stub_of(triton, "sam_encoder"), signal.SIGKILL),
+    "Triton frozen": lambda triton: os.kill(triton, signal.SIGSTOP),
+    "Triton killed": lambda triton: os.kill(triton, signal.SIGKILL),
+}
+
+
+@dataclass
+class Watch:
+    """Asks all the time, over connections of its own, how the service is, until told to stop."""
+
+    service: RunningService
+    readiness: list[tuple[float, int]] = field(default_factory=list)
+    meanwhile: list[tuple[str, int, float]] = field(default_factory=list)
+    triton_up_s: float = 0.0
+
+    def unready_s(self) -> float:
+        """Return when the last worker had noticed: after it, answers are 503 for a while."""
+        codes = [code for _, code in self.readiness]
+        last = max(at for at, code in enumerate(codes) if code == 503)
+        noticed = next(at for at in range(last + 1) if set(codes[at : min(at + 20, last + 1)]) == {503})
+        return self.readiness[noticed][0]
+
+    def ready_again_s(self) -> float | None:
+        """Return when every answer was 200 again, for a second at least."""
+        unready = [at for at, code in self.readiness if code == 503]
+        ready = [at for at, _ in self.readiness if unready and at > unready[-1]]
+        return ready[0] if ready and ready[-1] - ready[0] > 1.0 else None
+
+    def ask(self, done: threading.Event) -> None:
+        while not done.wait(0.02):
+            code = httpx.get(f"{self.service.url}/readyz", timeout=30).status_code
+            self.readiness.append((time.monotonic(), code))
+
+    def ask_what_needs_no_model(self, done: threading.Event) -> None:
+        while not done.wait(0.1):
+            for path in ("/healthz", "/v1/images/cat", "/v1/model"):
+                began_s = time.monotonic()
+                code = httpx.get(self.service.url + path, timeout=30).status_code
+                self.meanwhile.append((path, code, time.monotonic() - began_s))
+
+    def ask_triton(self, done: threading.Event) -> None:
+        """Note when Triton, by its own word, is ready again after it was not."""
+        was_down = False
+        while not done.wait(0.05):
+            up = serving(self.service.settings["SAM_TRITON_URL"])
+            if up and was_down:
+                self.triton_up_s = time.monotonic()
+            was_down = not up
+
+
+def serving(address: str) -> bool:
+    """Whether the server there calls itself ready, by the standard protocol, over a new connection."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(address, options) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=0.5)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+@contextmanager
+def watching(service: RunningService) -> Iterator[Watch]:
+    watch, done = Watch(service), threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(ask, done) for ask in (watch.ask, watch.ask_what_needs_no_model, watch.ask_triton)]
+        try:
+            yield watch
+        finally:
+            done.set()
+            for each in asking:
+                each.result()
+
+
+def until(holds: Callable[[], object], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"it did not come to pass within {timeout_s} s"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def embedded(cat: bytes) -> Iterator[RunningService]:
+    """A service of two workers with its own Triton, behind a secret that only they know; one image is cached."""
+    with RunningService.start(SAM_WORKERS="2", SAM_TRITON_SECRET="", SAM_LOG_LEVEL="error") as service:
+        httpx.put(f"{service.url}/v1/images/cat", content=cat).raise_for_status()
+        yield service
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Inject every fault in the full form; in the short one, each of the promise's once."""
+    if "fault" in metafunc.fixturenames:
+        full = metafunc.config.getoption("--full", default=False)
+        ours = "embedded" in metafunc.fixturenames
+        short = ["decoder killed", "decoder frozen", "Triton killed"] if ours else ["Triton frozen"]
+        metafunc.parametrize("fault", list(FAULTS) if full else short)
+
+
+def test_a_dead_or_frozen_model_is_unready_and_comes_back_by_itself(
+    embedded: RunningService, fault: str, report: Report, *, full: bool
+) -> None:
+    measured = [suffer(embedded, FAULTS[fault]) for _ in range(3 if full else 1)]
+    unready_s, back_s, whole_s = (max(each) for each in zip(*measured, strict=True))
+    report(PROMISE, f"{fault}: unready <= {UNREADY_S:g} s", f"{unready_s:.2f} s")
+    report(
+        PROMISE, f"{fault}: ready <= {BACK_S:g} s after Triton is", f"{back_s:.2f} s ({whole_s:.1f} s after the fault)"
+    )
+    assert unready_s <= (UNREADY_S if full else LOADED_S)
+    assert back_s <= (BACK_S if full else LOADED_S)
+
+
+def suffer(service: RunningService, inject: Callable[[int], None]) -> tuple[float, float, float]:
+    """Inject the fault, and return how long it took to be unready, to be ready after Triton was, and in all."""
+    old, misses = service.triton_pid(), service.metrics()["sam_cache_misses_total"]
+    mask = mask_of(httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK))
+    regions = len(service.shared_memory())
+    with watching(service) as watch:
+        time.sleep(0.3)
+        began_s = time.monotonic()
+        inject(old)
+        until(lambda: any(code == 503 for _, code in watch.readiness), 30)
+        refused = httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK, timeout=30)
+        until(lambda: watch.triton_up_s and watch.ready_again_s(), 90)
+    again_s = watch.ready_again_s()
+    assert again_s is not None
+    # Refused at once and with a hint; while only the encoder is dead, cached images are answered.
+    assert refused.status_code in (200, 503)
+    assert refused.status_code == 200 or int(refused.headers["retry-after"]) > 0
+    assert {(path, code) for path, code, _ in watch.meanwhile} == {
+        ("/healthz", 200),
+        ("/v1/images/cat", 200),
+        ("/v1/model", 200),
+    }
+    assert max(took_s for _, _, took_s in watch.meanwhile) < 5
+    assert service.triton_pid() != old
+    answer = httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK)
+    assert (answer.json()["cache"], mask_of(answer)) == ("memory", mask)
+    assert service.metrics()["sam_cache_misses_total"] == misses
+    until(lambda: len(service.shared_memory()) == regions, 10)
+    return watch.unready_s() - began_s, max(0.0, again_s - watch.triton_up_s), again_s - began_s
+
+
+def mask_of(answer: httpx.Response) -> list[int]:
+    """Return where the one mask is: its last pixels depend on what it was batched with."""
+    (result,) = answer.raise_for_status().json()["results"]
+    return [round(side, -1) for side in result["masks"][0]["bbox"]]
+
+
+def test_a_busy_model_is_neither_unready_nor_killed(embedded: RunningService, report: Report, *, full: bool) -> None:
+    """More than it can do, for a while: canaries wait in the queue behind everybody's prompts."""
+    triton, until_s = embedded.triton_pid(), time.monotonic() + (20 if full else 4)
+    codes: list[int] = []
+
+    def press() -> None:
+        with httpx.Client(base_url=embedded.url, timeout=60) as client:
+            while time.monotonic() < until_s:
+                codes.append(client.post("/v1/images/cat/masks", json=HEAVY).status_code)
+
+    with watching(embedded) as watch, concurrent.futures.ThreadPoolExecutor(24) as pool:
+        for pressing in [pool.submit(press) for _ in range(24)]:
+            pressing.result()
+    unready = sum(code != 200 for _, code in watch.readiness)
+    report(PROMISE, "overloaded, not dead: 0 unready", f"{unready} of {len(watch.readiness)}, {len(codes)} requests")
+    assert unready == 0
+    assert set(codes) <= {200, 429}
+    assert embedded.triton_pid() == triton
+
+
+def test_a_triton_of_its_own_that_is_dead_or_frozen_is_noticed_and_taken_up_again(
+    cat: bytes, fault: str, report: Report, *, full: bool
+) -> None:
+    """Nobody restarts it but the test, as an orchestrator would."""
+    settings = free_settings()
+    triton = (settings["SAM_TRITON_URL"], settings["SAM_TRITON_METRICS_PORT"])
+    with (
+        triton_alone(*triton) as pid,
+        RunningService.start(embedded=False, **{**settings, "SAM_LOG_LEVEL": "error"}) as service,
+    ):
+        httpx.put(f"{service.url}/v1/images/cat", content=cat).raise_for_status()
+        with watching(service) as watch:
+            began_s = time.monotonic()
+            FAULTS[fault](triton_under(pid))
+            if fault == "encoder killed":  # nobody notices before it is needed: then an upload fails
+                httpx.put(f"{service.url}/v1/images/other", content=cat + b"0")
+                began_s = time.monotonic()
+            until(lambda: any(code == 503 for _, code in watch.readiness), 30)
+        unready_s = watch.unready_s() - began_s
+        assert httpx.get(f"{service.url}/v1/images/cat").status_code == 200
+        if fault == "Triton frozen":
+            os.kill(triton_under(pid), signal.SIGCONT)
+            began_s = time.monotonic()
+            service.wait_for("/readyz", 200)
+            back_s = time.monotonic() - began_s
+            report(PROMISE, f"{fault}, not ours: ready <= {BACK_S:g} s after SIGCONT", f"{back_s:.2f} s")
+            assert back_s <= (BACK_S if full else LOADED_S)
+            answer = httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK).raise_for_status().json()
+            assert answer["cache"] == "memory"
+    report(PROMISE, f"{fault}, not ours: unready <= {UNREADY_S:g} s", f"{unready_s:.2f} s")
+    assert unready_s <= (UNREADY_S if full else LOADED_S)
+
+
+def test_shared_memory_of_a_service_that_was_killed_whole_is_swept_by_the_next_one(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("temporary")
+    with RunningService.launch(TMPDIR=str(folder), expected_code=-signal.SIGKILL) as service:
+        service.wait_for("/readyz", 200)
+        service.process.send_signal(signal.SIGSTOP)
+        for pid in [*service.worker_pids(), service.triton_pid()]:
+            os.kill(pid, signal.SIGKILL)
+        service.process.kill()
+        service.process.wait()
+        assert list(folder.glob("sam-metrics-*"))
+        left = list(SHM.glob(f"sam_triton_{service.process.pid}_*"))
+        with RunningService.launch(TMPDIR=str(folder)) as following:
+            following.wait_for("/readyz", 200)
+            assert not [region for region in left if region.exists()]
+            assert len(list(folder.glob("sam-metrics-*"))) == len(list(folder.glob("sam-triton-*"))) == 1
+    assert not list(folder.glob("sam-*"))

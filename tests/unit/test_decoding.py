@@ -1,0 +1,228 @@
+"""Decode processes: real ones, which are killed, stopped, and given pictures that never end."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.decode_job import Answer, Job, Verdict
+from service.decoding import ABANDONED, CRASHED, TOO_SLOW, DecodePool
+from service.errors import ImageTooLargeError, UnsupportedImageError
+from service.image import ImageLimits
+from tests.bombs import MIB, half_red, jpeg, refused_in_a_process, runaway_jpeg, saved
+from tests.running import descendants_of
+
+LIMITS = ImageLimits(1_000_000, 4_000_000)
+PICTURE = saved(half_red(), "PNG")
+HOURS_OF_WORK = runaway_jpeg(2000, 5000)  # 60 KB
+
+
+class Pool:
+    """A running pool and what it told."""
+
+    def __init__(self, size: int, max_decode_s: float, limits: ImageLimits) -> None:
+        self.lost: list[str] = []
+        self.decoder = DecodePool(size, limits, self.lost.append, max_decode_s)
+
+    async def process(self) -> int:
+        """Return the pid of the (first) process, when there is one that is ready."""
+        await self.decoder.decode(PICTURE, 64)
+        return processes()[0]
+
+
+def processes() -> list[int]:
+    return [
+        pid for pid in descendants_of(os.getpid()) if b"decode_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def run(
+    scenario: Callable[[Pool], Coroutine[None, None, None]],
+    *,
+    size: int = 1,
+    max_decode_s: float = 30.0,
+    limits: ImageLimits = LIMITS,
+) -> None:
+    async def work() -> None:
+        pool = Pool(size, max_decode_s, limits)
+        async with pool.decoder.running():
+            await asyncio.wait_for(scenario(pool), 60)
+
+    asyncio.run(work())
+    assert processes() == []
+
+
+def test_a_picture_comes_back_as_the_encoder_s_input() -> None:
+    async def scenario(pool: Pool) -> None:
+        image = await pool.decoder.decode(PICTURE, 60)
+        assert image.size == (20, 30)
+        assert image.placed.valid_size == (40, 60)
+        assert image.placed.pixels.shape == (60, 60, 3)
+        np.testing.assert_array_equal(image.placed.pixels[20, 5], (255, 0, 0))
+        np.testing.assert_array_equal(image.placed.pixels[20, 55], (0, 0, 255))
+        assert not image.placed.pixels[40:].any()
+
+    run(scenario)
+
+
+def test_a_large_upload_is_read_whole() -> None:
+    """Larger than what is copied without a thread, and than a socket's buffer."""
+    noise = np.random.default_rng(0).integers(0, 255, (500, 500, 3), np.uint8)
+
+    async def scenario(pool: Pool) -> None:
+        image = await pool.decoder.decode(saved(Image.fromarray(noise), "PNG"), 500)
+        np.testing.assert_array_equal(image.placed.pixels, noise)
+
+    run(scenario)
+
+
+def test_a_part_of_a_picture_is_a_picture() -> None:
+    async def scenario(pool: Pool) -> None:
+        image = await pool.decoder.decode(PICTURE, 60, (10, 5, 30, 15))
+        assert image.size == (10, 20)
+        assert image.placed.valid_size == (30, 60)
+        np.testing.assert_array_equal(image.placed.pixels[10, 5], (255, 0, 0))
+        np.testing.assert_array_equal(image.placed.pixels[10, 30], (0, 0, 255))
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("name", refused_in_a_process())
+def test_a_bomb_costs_an_error(name: str) -> None:
+    async def scenario(pool: Pool) -> None:
+        before = await pool.process()
+        with pytest.raises(UnsupportedImageError):
+            await pool.decoder.decode(refused_in_a_process()[name], 64)
+        assert await pool.process() == before
+        assert pool.lost == []
+
+    run(scenario)
+
+
+def test_the_size_is_checked_where_it_is_decoded_too() -> None:
+    async def scenario(pool: Pool) -> None:
+        with pytest.raises(ImageTooLargeError):
+            await pool.decoder.decode(jpeg(3000, 3000), 64)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_crash_costs_its_picture_and_no_other(number: int) -> None:
+    async def scenario(pool: Pool) -> None:
+        pid = await pool.process()
+        dying = asyncio.create_task(pool.decoder.decode(HOURS_OF_WORK, 64))
+        after = asyncio.create_task(pool.decoder.decode(PICTURE, 64))
+        await asyncio.sleep(0.2)
+        os.kill(pid, number)
+        with pytest.raises(UnsupportedImageError, match="too much"):
+            await dying
+        assert (await after).size == (20, 30)
+        assert pool.lost == [CRASHED]
+
+    run(scenario)
+
+
+def test_a_process_that_died_idle_costs_no_more() -> None:
+    async def scenario(pool: Pool) -> None:
+        os.kill(await pool.process(), signal.SIGKILL)
+        with pytest.raises(UnsupportedImageError):
+            await pool.decoder.decode(PICTURE, 64)
+        assert (await pool.decoder.decode(PICTURE, 64)).size == (20, 30)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_runaway_is_killed_and_replaced(frozen: bool) -> None:  # noqa: FBT001 - pytest passes it
+    async def scenario(pool: Pool) -> None:
+        pid = await pool.process()
+        if frozen:
+            os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(UnsupportedImageError, match="too much"):
+            await pool.decoder.decode(HOURS_OF_WORK, 64)
+        assert await pool.process() != pid
+        assert pool.lost == [TOO_SLOW]
+
+    run(scenario, max_decode_s=1.0)
+
+
+def test_a_caller_that_leaves_frees_the_process() -> None:
+    async def scenario(pool: Pool) -> None:
+        pid = await pool.process()
+        leaving = asyncio.create_task(pool.decoder.decode(HOURS_OF_WORK, 64))
+        await asyncio.sleep(0.1)
+        leaving.cancel()
+        assert await pool.process() != pid
+        assert leaving.cancelled()
+        assert pool.lost == [ABANDONED]
+
+    run(scenario)
+
+
+def test_a_caller_that_leaves_while_waiting_costs_nothing() -> None:
+    async def scenario(pool: Pool) -> None:
+        pid = await pool.process()
+        os.kill(pid, signal.SIGSTOP)
+        working = asyncio.create_task(pool.decoder.decode(PICTURE, 64))
+        waiting = asyncio.create_task(pool.decoder.decode(HOURS_OF_WORK, 64))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        os.kill(pid, signal.SIGCONT)
+        assert (await working).size == (20, 30)
+        assert await pool.process() == pid
+        assert pool.lost == []
+
+    run(scenario)
+
+
+def test_answers_are_their_own_after_many_callers_left() -> None:
+    """Whoever comes next must never be given the answer to a picture somebody left behind."""
+    sizes = [(width, 64 - width) for width in range(1, 64)]
+    pictures = [saved(half_red(*size), "PNG") for size in sizes]
+
+    async def scenario(pool: Pool) -> None:
+        generator = np.random.default_rng(0)
+        tasks = [asyncio.create_task(pool.decoder.decode(each, 64)) for each in pictures]
+        for index in generator.permutation(len(tasks))[:40]:
+            await asyncio.sleep(0.001)
+            tasks[index].cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for (width, height), result in zip(sizes, results, strict=True):
+            assert isinstance(result, asyncio.CancelledError) or result.size == (height, width)  # type: ignore[union-attr]
+        assert any(not isinstance(result, asyncio.CancelledError) for result in results)
+
+    run(scenario, size=2)
+
+
+def test_a_decode_process_is_confined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings, no sockets but its own, no new rights, and memory for a picture of the allowed size."""
+    monkeypatch.setenv("SAM_CACHE_SECRET", "do not tell")
+
+    def check(process: Path) -> None:
+        assert b"SAM_" not in (process / "environ").read_bytes()
+        assert sum(str(fd.readlink()).startswith("socket:") for fd in (process / "fd").iterdir()) == 1
+        assert "NoNewPrivs:\t1" in (process / "status").read_text()
+        (line,) = [each for each in (process / "limits").read_text().splitlines() if each.startswith("Max address")]
+        allowed = int(line.split()[3])
+        used = int((process / "statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        assert LIMITS.max_pixels * 16 < allowed - used < 2 * LIMITS.max_pixels * 16 + 128 * MIB
+
+    async def scenario(pool: Pool) -> None:
+        check(Path(f"/proc/{await pool.process()}"))
+
+    run(scenario)
+
+
+def test_messages_are_what_they_were() -> None:
+    assert Job.unpack(Job(5000, 1024).pack()) == Job(5000, 1024)
+    assert Job(5000, 1024).answer_at == 8192
+    assert Answer.unpack(Answer(Verdict.DECODED, 2, 3).pack()) == Answer(Verdict.DECODED, 2, 3)
+    for wrong in (b"", b"\0", b"\x09" + bytes(8)):
+        with pytest.raises(ValueError, match=r"length|Verdict"):
+            Answer.unpack(wrong)

@@ -1,0 +1,257 @@
+"""Dead, frozen and slow told apart, and what a breaker per model means for requests; against a backend without cost."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+
+import numpy as np
+import pytest
+
+from service import model_health
+from service.answers import ImageRef
+from service.breaker import FAILURES_TO_OPEN
+from service.cache.contract import Embedding
+from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError, SegmentError
+from service.prompt import PromptBatch
+from tests.unit.test_segmenter import CLICK, OTHER, PHOTO, A, Core, run
+
+B = ImageRef("tenant", "b")
+Call = Callable[..., Coroutine[None, None, None]]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at a waiting canary more often than on a real model."""
+    monkeypatch.setattr(model_health, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(model_health, "BUSY_S", 0.001)
+
+
+def failing(error: SegmentError, count: int) -> Call:
+    """Return a call that raises `error`, as a new exception, `count` times, and is answered then."""
+    left = [count]
+
+    async def call(*_: object) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise type(error)(error.message, **vars_of(error))
+
+    return call
+
+
+def vars_of(error: SegmentError) -> dict[str, bool]:
+    return {"connection_broke": error.connection_broke} if isinstance(error, ModelUnavailableError) else {}
+
+
+def before(
+    call: Callable[..., Coroutine[None, None, None]], then: Callable[..., Coroutine[None, None, object]]
+) -> object:
+    async def both(*arguments: object) -> object:
+        await call()
+        return await then(*arguments)
+
+    return both
+
+
+def test_a_frozen_model_is_unready_though_nothing_says_so() -> None:
+    async def scenario(core: Core) -> None:
+        core.backend.gate.clear()
+        core.backend.frozen = True
+        core.segmenter._health.encoder.failed()  # so that the canary goes through the encoder, which waits at the gate
+        with pytest.raises(DeadlineExceededError):
+            await core.segmenter.probe(60.0)
+        assert not core.segmenter.ready
+
+    run(scenario)
+
+
+def test_a_model_that_answers_nobody_is_unready_after_the_patience() -> None:
+    async def scenario(core: Core) -> None:
+        core.backend.gate.clear()
+        core.segmenter._health.encoder.failed()
+        with pytest.raises(ModelUnavailableError, match="not answered anybody"):
+            await core.segmenter.probe(0.05)
+        assert not core.segmenter.ready
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("refusal", [OverloadedError("full"), DeadlineExceededError("waited")])
+def test_a_busy_model_stays_ready_while_others_are_answered(
+    refusal: SegmentError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue turns the canary away for much longer than the patience; others get their answers."""
+
+    async def scenario(core: Core) -> None:
+        answered = core.backend.decode
+        monkeypatch.setattr(core.backend, "decode", before(failing(refusal, 100), answered))
+
+        async def completed(*_: object) -> int:
+            core.backend.answered_others += 1
+            assert core.segmenter.ready
+            return core.backend.answered_others
+
+        monkeypatch.setattr(core.backend, "completed", completed)
+        await core.segmenter.probe(0.02)
+        assert core.segmenter.ready
+        assert core.backend.answered_others > 2
+
+    run(scenario)
+
+
+def test_while_only_the_encoder_is_dead_cached_images_are_prompted_and_new_ones_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        calls = []
+
+        async def dead(*_: object) -> None:
+            calls.append(1)
+            raise ModelUnavailableError("dead")
+
+        alive = core.backend.encode
+        monkeypatch.setattr(core.backend, "encode", dead)
+        with pytest.raises(ModelUnavailableError):
+            await core.segmenter.embed(B, OTHER)
+        with pytest.raises(ModelUnavailableError):
+            await core.segmenter.probe(1.0)
+        assert not core.segmenter.ready
+        await core.segmenter.segment(A, CLICK)
+        called = len(calls)
+        with pytest.raises(ModelUnavailableError):
+            await core.segmenter.embed(B, OTHER)
+        assert len(calls) == called
+        monkeypatch.setattr(core.backend, "encode", alive)
+        await core.segmenter.probe(1.0)
+        assert core.segmenter.ready
+        await core.segmenter.embed(B, OTHER)
+
+    run(scenario)
+
+
+def test_after_failures_in_a_row_requests_are_refused_without_asking_until_a_canary_comes_through() -> None:
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        core.backend.error = ModelUnavailableError("away")
+        for _ in range(FAILURES_TO_OPEN):
+            with pytest.raises(ModelUnavailableError):
+                await core.segmenter.segment(A, CLICK)
+        asked = core.backend.decodes
+        for _ in range(10):
+            with pytest.raises(ModelUnavailableError):
+                await core.segmenter.segment(A, CLICK)
+        assert core.backend.decodes == asked
+        assert not core.segmenter.ready
+        assert (await core.segmenter.image(A)).image_id == "a"  # what is known of images needs no model
+        core.backend.error = None
+        await core.segmenter.probe(1.0)
+        await core.segmenter.segment(A, CLICK)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("refusal", [OverloadedError("full"), DeadlineExceededError("late")])
+def test_neither_overload_nor_others_short_deadlines_open_a_breaker(refusal: SegmentError) -> None:
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        core.backend.error = refusal
+        for _ in range(5 * FAILURES_TO_OPEN):
+            with pytest.raises(type(refusal)):
+                await core.segmenter.segment(A, CLICK)
+        core.backend.error = None
+        await core.segmenter.segment(A, CLICK)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("error", "calls"),
+    [
+        (ModelUnavailableError("reset", connection_broke=True), 2),
+        (ModelUnavailableError("refused"), 1),
+        (OverloadedError("full"), 1),
+        (DeadlineExceededError("late"), 1),
+    ],
+)
+def test_a_call_is_made_again_once_and_only_when_its_connection_broke(error: SegmentError, calls: int) -> None:
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        for _ in range(20):  # saves two retries
+            await core.segmenter.segment(A, CLICK)
+        before_calls = core.backend.decodes
+        core.backend.error = error
+        with pytest.raises(type(error)):
+            await core.segmenter.segment(A, CLICK)
+        assert core.backend.decodes - before_calls == calls
+
+    run(scenario)
+
+
+def test_a_call_made_again_answers_and_the_budget_ends_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        for _ in range(20):
+            await core.segmenter.segment(A, CLICK)
+        decode, attempts = core.backend.decode, [0]
+
+        async def every_other(embedding: Embedding, batch: PromptBatch, timeout_s: float) -> object:
+            attempts[0] += 1
+            if attempts[0] % 2:
+                raise ModelUnavailableError("reset", connection_broke=True)
+            return await decode(embedding, batch, timeout_s)
+
+        monkeypatch.setattr(core.backend, "decode", every_other)
+        outcomes = await asyncio.gather(
+            *[outcome(core.segmenter.segment(A, CLICK)) for _ in range(2)], return_exceptions=True
+        )
+        assert outcomes == ["answered"] * 2
+        assert await outcome(core.segmenter.segment(A, CLICK)) == "refused"
+
+    run(scenario)
+
+
+def test_calls_that_are_refused_earn_no_retries() -> None:
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        core.segmenter._health.decoder.open()
+        for _ in range(1000):
+            assert await outcome(core.segmenter.segment(A, CLICK)) == "refused"
+        await core.segmenter.probe(1.0)
+        core.backend.error, calls = ModelUnavailableError("reset", connection_broke=True), core.backend.decodes
+        assert await outcome(core.segmenter.segment(A, CLICK)) == "refused"
+        assert core.backend.decodes == calls + 1
+
+    run(scenario)
+
+
+async def outcome(asking: Coroutine[None, None, object]) -> str:
+    try:
+        await asking
+    except ModelUnavailableError:
+        return "refused"
+    return "answered"
+
+
+def test_a_canary_that_is_answered_with_nonsense_is_no_canary(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(core: Core) -> None:
+        decode = core.backend.decode
+
+        async def nan(*arguments: object) -> object:
+            output = await decode(*arguments)  # type: ignore[arg-type]
+            output.iou_scores[:] = np.nan
+            return output
+
+        monkeypatch.setattr(core.backend, "decode", nan)
+        with pytest.raises(ModelUnavailableError, match="not finite"):
+            await core.segmenter.probe(1.0)
+        assert not core.segmenter.ready
+
+    run(scenario)
+
+
+def test_a_canary_does_not_go_through_the_encoder_while_all_is_well() -> None:
+    async def scenario(core: Core) -> None:
+        for _ in range(5):
+            await core.segmenter.probe(1.0)
+        assert (core.backend.encodes, core.backend.decodes) == (0, 5)
+
+    run(scenario)

@@ -1,0 +1,322 @@
+"""Admission: no permit is lost or given twice, turns are fair, refusals come at once and say when to come back."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.admission.contract import Lane, Refusal, Spent
+from service.admission.permits import Permits
+from service.errors import OverloadedError
+
+
+class Clock:
+    """Stands still until told to go on."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Watching:
+    """An `Observer` that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lanes: dict[Lane, tuple[int, int, int]] = {}
+        self.nbytes = 0
+        self.refusals: list[Refusal] = []
+
+    def admission(self, lane: Lane, *, held: int, waiting: int, limit: int) -> None:
+        self.lanes[lane] = (held, waiting, limit)
+
+    def bodies(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+    def refused(self, why: Refusal) -> None:
+        self.refusals.append(why)
+
+
+class Crowd:
+    """Requests of one event loop: each holds its permit until told to leave."""
+
+    def __init__(self, permits: Permits) -> None:
+        self.permits = permits
+        self.order: list[str] = []
+        self.leave: list[asyncio.Event] = []
+
+    def come(self, tenant: str = "t", lane: Lane = Lane.PROMPT, left_s: float = 1e9) -> "asyncio.Task[None]":
+        leave = asyncio.Event()
+        self.leave.append(leave)
+
+        async def work() -> None:
+            async with self.permits.hold(lane, tenant, left_s):
+                self.order.append(tenant)
+                await leave.wait()
+
+        return asyncio.create_task(work())
+
+
+def run(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
+    asyncio.run(scenario())
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+class Turmoil:
+    """Requests that come, end and are cancelled in any order; after each step the books must be right."""
+
+    def __init__(self, concurrency: int) -> None:
+        self.clock, self.watching = Clock(), Watching()
+        self.permits = Permits(concurrency, observer=self.watching, clock=self.clock)
+        self.crowd = Crowd(self.permits)
+        self.tasks: list[asyncio.Task[None]] = []
+        self.spent = Spent(0, 0.0, 0.0)
+        encodes = max(1, concurrency // 4)
+        self.most = {Lane.PROMPT: max(1, concurrency - encodes), Lane.ENCODE: encodes}
+
+    async def step(self, action: str, number: int, tenant: str, lane: Lane) -> None:
+        match action:
+            case "come":
+                self.tasks.append(self.crowd.come(tenant, lane))
+            case "loop":
+                await asyncio.sleep(0)
+            case "time":
+                self.clock.now_s += number / 10
+            case "adapt":
+                self.spent = Spent(self.spent.requests + 1, self.spent.queue_s + number, self.spent.compute_s + 1)
+                self.permits.adapt({lane: self.spent})
+            case "end" | "cancel" | "end and cancel" if self.tasks:
+                if action.startswith("end"):
+                    self.crowd.leave[number % len(self.tasks)].set()
+                if action.endswith("cancel"):
+                    self.tasks[number % len(self.tasks)].cancel()
+        self.check()
+
+    def check(self) -> None:
+        self.permits.tell()
+        for lane, (held, waiting, _) in self.watching.lanes.items():
+            assert held <= self.most[lane]
+            assert min(held, waiting) >= 0
+
+    async def end(self) -> None:
+        for leave in self.crowd.leave:
+            leave.set()
+        ends = await asyncio.gather(*self.tasks, return_exceptions=True)
+        assert all(end is None or isinstance(end, asyncio.CancelledError | OverloadedError) for end in ends)
+        self.permits.tell()
+        assert [each[:2] for each in self.watching.lanes.values()] == [(0, 0), (0, 0)]
+        assert [room._tenants for room in self.permits._rooms.values()] == [{}, {}]
+
+    async def take_all(self) -> None:
+        """Take as many permits as the limits allow: so many must be there."""
+        limits = {lane: limit for lane, (_, _, limit) in self.watching.lanes.items()}
+        self.tasks = [self.crowd.come(lane=lane) for lane, limit in limits.items() for _ in range(limit)]
+        await settle()
+        self.permits.tell()
+        assert {lane: held for lane, (held, _, _) in self.watching.lanes.items()} == limits
+
+
+ACTIONS = st.tuples(
+    st.sampled_from(["come", "come", "cancel", "end", "end and cancel", "loop", "time", "adapt"]),
+    st.integers(0, 30),
+    st.sampled_from(["a", "b", "c"]),
+    st.sampled_from(Lane),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(actions=st.lists(ACTIONS, max_size=100), concurrency=st.integers(1, 8))
+def test_whatever_is_cancelled_whenever_no_permit_is_lost_or_given_twice(
+    actions: list[tuple[str, int, str, Lane]], concurrency: int
+) -> None:
+    async def scenario() -> None:
+        turmoil = Turmoil(concurrency)
+        for action in actions:
+            await turmoil.step(*action)
+        await turmoil.end()
+        await turmoil.take_all()
+        await turmoil.end()
+
+    run(scenario)
+
+
+def test_a_permit_goes_to_the_tenant_with_the_fewest_at_work() -> None:
+    async def scenario() -> None:
+        crowd = Crowd(Permits(5))  # four for prompts
+        tasks = [crowd.come("greedy") for _ in range(8)]
+        await settle()
+        tasks += [crowd.come("modest") for _ in range(2)]
+        await settle()
+        for leave in crowd.leave[:3]:
+            leave.set()
+            await settle()
+        assert crowd.order == ["greedy"] * 4 + ["modest", "modest", "greedy"]
+        for leave in crowd.leave:
+            leave.set()
+        await asyncio.gather(*tasks)
+
+    run(scenario)
+
+
+def test_with_one_permit_tenants_take_turns() -> None:
+    async def scenario() -> None:
+        crowd = Crowd(Permits(2))
+        first = crowd.come("a")
+        crowd.leave[0].set()
+        await first
+        tasks = [crowd.come(tenant) for tenant in "aaabc"]
+        await settle()
+        for leave in crowd.leave:
+            leave.set()
+        await asyncio.gather(*tasks)
+        assert crowd.order == list("a" + "aabca")
+
+    run(scenario)
+
+
+def test_prompts_never_wait_for_encodes_and_while_prompts_wait_encodes_work_one_at_a_time() -> None:
+    async def scenario() -> None:
+        watching = Watching()
+        permits = Permits(8, observer=watching)  # six for prompts, two for encodes
+        crowd = Crowd(permits)
+        encodes = [crowd.come(lane=Lane.ENCODE) for _ in range(4)]
+        await settle()
+        prompts = [crowd.come() for _ in range(6)]
+        await settle()
+        permits.tell()
+        assert watching.lanes == {Lane.PROMPT: (6, 0, 6), Lane.ENCODE: (2, 2, 2)}
+        prompts.append(crowd.come())
+        crowd.leave[0].set()
+        await settle()
+        permits.tell()
+        assert watching.lanes == {Lane.PROMPT: (6, 1, 6), Lane.ENCODE: (1, 2, 1)}
+        crowd.leave[4].set()
+        await settle()
+        permits.tell()
+        assert watching.lanes == {Lane.PROMPT: (6, 0, 6), Lane.ENCODE: (2, 1, 2)}
+        for leave in crowd.leave:
+            leave.set()
+        await asyncio.gather(*encodes, *prompts)
+
+    run(scenario)
+
+
+def test_who_would_wait_too_long_is_refused_at_once_and_told_for_how_long() -> None:
+    async def scenario() -> None:
+        clock, watching = Clock(), Watching()
+        crowd = Crowd(Permits(2, max_wait_s=2.0, observer=watching, clock=clock))
+        first = crowd.come()
+        await settle()
+        clock.now_s += 0.6
+        crowd.leave[0].set()
+        await first  # from now on a permit is known to be held for 0.6 s
+        tasks = [crowd.come() for _ in range(3)]
+        await settle()
+        assert crowd.order == ["t", "t"]
+        clock.now_s += 0.9
+        with pytest.raises(OverloadedError) as caught:
+            await crowd.come()
+        assert caught.value.retry_after_s == pytest.approx(3 * 0.9)
+        clock.now_s -= 0.9
+        with pytest.raises(OverloadedError):
+            await crowd.come("other", left_s=0.5)  # in time for its turn, too late for its deadline
+        assert watching.refusals == [Refusal.WAIT] * 2
+        tasks.append(crowd.come("other", left_s=0.7))  # goes before all that another tenant has waiting
+        await settle()
+        for leave in crowd.leave:
+            leave.set()
+        await asyncio.gather(*tasks)
+
+    run(scenario)
+
+
+def test_when_nothing_ends_any_more_newcomers_are_refused_sooner_and_sooner() -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        crowd = Crowd(Permits(2, max_wait_s=1.0, clock=clock))
+        tasks = [crowd.come(), crowd.come()]  # nothing is known yet: it may wait
+        await settle()
+        clock.now_s += 5
+        with pytest.raises(OverloadedError) as caught:
+            await crowd.come("other")
+        assert caught.value.retry_after_s == pytest.approx(5)
+        for leave in crowd.leave:
+            leave.set()
+        await asyncio.gather(*tasks)
+
+    run(scenario)
+
+
+def test_who_has_waited_far_longer_than_was_expected_is_sent_away_and_costs_no_permit() -> None:
+    async def scenario() -> None:
+        watching = Watching()
+        crowd = Crowd(Permits(2, max_wait_s=0.01, observer=watching))
+        first, second = crowd.come(), crowd.come()
+        with pytest.raises(OverloadedError):
+            await second
+        crowd.leave[0].set()
+        await first
+        third = crowd.come()
+        crowd.leave[2].set()
+        await third
+        assert watching.refusals == [Refusal.WAIT]
+
+    run(scenario)
+
+
+def test_until_it_is_known_how_long_work_takes_no_more_may_wait_than_may_work() -> None:
+    async def scenario() -> None:
+        crowd = Crowd(Permits(8))  # six for prompts
+        tasks = [crowd.come() for _ in range(12)]
+        await settle()
+        with pytest.raises(OverloadedError):
+            await crowd.come()
+        for leave in crowd.leave:
+            leave.set()
+        await asyncio.gather(*tasks)
+
+    run(scenario)
+
+
+def test_a_greedy_tenant_s_waiting_leaves_room_for_others() -> None:
+    async def scenario() -> None:
+        crowd = Crowd(Permits(4))
+        tasks = [crowd.come("greedy") for _ in range(6)]
+        await settle()
+        with pytest.raises(OverloadedError):
+            await crowd.come("greedy")
+        tasks.append(crowd.come("modest"))
+        await settle()
+        assert not tasks[-1].done()
+        for leave in crowd.leave:
+            leave.set()
+        await asyncio.gather(*tasks)
+
+    run(scenario)
+
+
+def test_bodies_are_bounded_together_and_a_lone_one_always_has_room() -> None:
+    watching = Watching()
+    permits = Permits(1, max_bytes=100, observer=watching)
+    with permits.body() as grow_first:
+        grow_first(150)
+        with permits.body() as grow_second, pytest.raises(OverloadedError):
+            grow_second(1)
+        permits.tell()
+        assert watching.nbytes == 150
+    with permits.body() as grow_first, permits.body() as grow_second:
+        grow_first(60)
+        grow_first(30)  # told less than before: it holds what it held
+        grow_second(40)
+        with pytest.raises(OverloadedError):
+            grow_second(41)
+    permits.tell()
+    assert watching.nbytes == 0
+    assert watching.refusals == [Refusal.BYTES] * 2
