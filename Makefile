@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTRITON := nvidia-pytriton==0.7.0
 
-.PHONY: help serve test check faults format generate clean
+.PHONY: help serve test check k8s-check faults faults format generate clean
 
 help:
 	@echo "make serve   a real Triton on the CPU, the bundled sam-tiny model, and the gateway"
 	@echo "make test    every check and every test"
 	@echo "make check   format, lint, types, layers, generated files, unit tests"
+	@echo "make k8s-check  images, manifests, rules and dashboard, against real tools (part of make test)"
 	@echo "make faults  injects every fault and prints what was promised beside what was measured (long)"
 
 serve: .venv/.serve
@@ -26,6 +27,9 @@ check: .venv/.test
 	diff -r -x __init__.py -x __pycache__ service/rpc/pb .venv/generated/service/rpc/pb
 	$(BIN)/python -m export repository --check
 	$(BIN)/python -m pytest tests/unit
+
+k8s-check: .venv/.test
+	$(BIN)/python -m pytest tests/k8s tests/container
 
 faults: .venv/.test
 	$(BIN)/python -m pytest tests/faults --full

@@ -79,12 +79,28 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self._model_ready = Gauge(
+            "sam_model_ready",
+            "1 while the model answers canaries; of several workers, for the one for which it is worst.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._model_info = Gauge(
+            "sam_model_info",
+            "1 for the model being served, name@digest.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._model_identity: str | None = None
         self._refusals = Counter(
             "sam_refusals",
             "Requests refused before any work: wait (it would have been too long), bytes (of uploads), rate.",
             ["why"],
             registry=registry,
         )
+        for why in Refusal:  # there from the start, so that a first refusal is an increase
+            self._refusals.labels(why.value)
 
         self._redis_operations = Counter(
             "sam_redis_operations", "Operations of the second level.", ["operation", "outcome"], registry=registry
@@ -182,6 +198,16 @@ class Metrics:
     def model_retried(self, model: str) -> None:
         """Count a call that is made again."""
         self._model_retries.labels(model).inc()
+
+    def model(self, identity: str | None) -> None:
+        """Take which model answers, or that none does."""
+        self._model_ready.set(identity is not None)
+        if identity is None or identity == self._model_identity:
+            return
+        if self._model_identity is not None:
+            self._model_info.labels(self._model_identity).set(0)
+        self._model_info.labels(identity).set(1)
+        self._model_identity = identity
 
     def tasks(self, count: int) -> None:
         """Take the number of tasks of this worker's event loop."""

@@ -18,7 +18,6 @@ from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
 from service.cache.redis import RedisLevel
 from service.decoding import DecodePool
-from service.errors import SegmentError
 from service.image import ImageLimits
 from service.metrics import Metrics
 from service.observer import Observer
@@ -31,20 +30,15 @@ from service.settings import Settings
 from service.tls import TlsFiles, tls_files
 from service.tracing import tracer_from_environment
 from service.triton import TritonBackend
+from service.upkeep import keep_adapting, keep_probing, keep_renewing
 
 log = logging.getLogger(__name__)
 
 LATE_WRITE_S = 30.0  # how long after its deadline Triton could still write the embedding of an encode it had begun
 MAX_LEASE_S = 5.0
 REDIS_TTL_S = 86400.0  # in the second level, when SAM_CACHE_TTL_S sets none: Redis must be able to forget
-RENEW_EVERY_S = 2.0
 KEEP_ALIVE_S = 75  # longer than clients and balancers keep a connection, so that they do not send into one that closes
-ADAPT_EVERY_S = 0.25
-ADAPT_TIMEOUT_S = 1.0
-PROBE_TIMEOUT_S = 10.0
 FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, that there is none
-PROBE_EVERY_S = 0.3  # a model that dies is found within 2 s, the second that Triton takes to give it up included
-PROBE_EVERY_UNREADY_S = 0.2
 
 
 class _HttpServer(uvicorn.Server):
@@ -96,9 +90,9 @@ async def serve(
         http_socket = stack.enter_context(
             bound_socket(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT", reuse_port=True)
         )
-        await stack.enter_async_context(_in_background(_keep_renewing(cache, metrics)))
-        await stack.enter_async_context(_in_background(_keep_adapting(segmenter)))
-        probing = await stack.enter_async_context(_in_background(_keep_probing(segmenter, rpc, ready)))
+        await stack.enter_async_context(_in_background(keep_renewing(cache, metrics)))
+        await stack.enter_async_context(_in_background(keep_adapting(segmenter)))
+        probing = await stack.enter_async_context(_in_background(keep_probing(segmenter, rpc, metrics, ready)))
         await _first_of(stop, ready, failing=probing, timeout_s=None if open_when_ready else FIRST_CANARY_S)
         await stack.enter_async_context(_serving_requests(segmenter, http, http_socket, rpc, settings))
         await _first_of(stop, ready, failing=probing)
@@ -255,43 +249,6 @@ async def _in_background(work: Coroutine[None, None, None]) -> AsyncIterator[asy
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def _keep_probing(segmenter: Segmenter, rpc: RpcServer, ready: asyncio.Event) -> None:
-    """Send canaries for ever; tell health checks and the log when readiness changes, and `ready` the first time."""
-    was_ready, told = False, ""
-    log.info("model.awaited")
-    while True:
-        try:
-            await segmenter.probe(PROBE_TIMEOUT_S)
-        except SegmentError as error:
-            if was_ready:
-                log.warning("model.unready %s cause=%s", error.message, error.__cause__)
-            elif error.message != told:
-                log.info("model.awaited %s", error.message)
-            told = error.message
-        if segmenter.ready != was_ready:
-            was_ready = segmenter.ready
-            await rpc.set_ready(ready=was_ready)
-        if was_ready and not ready.is_set():
-            ready.set()
-            log.info("model.ready %s", segmenter.model.identity)
-        await asyncio.sleep(PROBE_EVERY_S if was_ready else PROBE_EVERY_UNREADY_S)
-
-
-async def _keep_adapting(segmenter: Segmenter) -> None:
-    """Follow the model's queue, and tell how full the service is."""
-    while True:
-        await asyncio.sleep(ADAPT_EVERY_S)
-        await segmenter.adapt(ADAPT_TIMEOUT_S)
-
-
-async def _keep_renewing(cache: EmbeddingCache, metrics: Metrics) -> None:
-    """Hold on to the worker's slots for answers, also while the model does not answer; count the loop's tasks."""
-    while True:
-        await asyncio.sleep(RENEW_EVERY_S)
-        cache.renew()
-        metrics.tasks(len(asyncio.all_tasks()))
 
 
 async def _first_of(*events: asyncio.Event, failing: asyncio.Task[None], timeout_s: float | None = None) -> None:

@@ -1,13 +1,14 @@
 """A real headless Chromium, and pages in it that are watched for errors and for requests to other hosts."""
 
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser, Playwright, sync_playwright
 
-from tests.browser.chromium import CHROMIUM, why_there_is_none
 from tests.browser.demo import Demo
 from tests.running import RunningService
+from tests.system_packages import require
 
 DESKTOP = {"viewport": {"width": 1280, "height": 860}}
 IN_A_CONTAINER = ["--no-sandbox", "--disable-dev-shm-usage"]  # root has no sandbox; /dev/shm is for embeddings
@@ -16,15 +17,14 @@ IN_A_CONTAINER = ["--no-sandbox", "--disable-dev-shm-usage"]  # root has no sand
 @pytest.fixture(scope="module")
 def playwright() -> Iterator[Playwright]:
     """Playwright's own event loop runs while this is open: a module is as long as that may last."""
-    if why := why_there_is_none():
-        pytest.skip(why)
+    require("chromium", "chromium", "fonts-dejavu-core")  # Debian's; none is downloaded from anywhere else
     with sync_playwright() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def browser(playwright: Playwright) -> Iterator[Browser]:
-    chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=IN_A_CONTAINER)
+    chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=IN_A_CONTAINER)
     yield chromium
     chromium.close()
 

@@ -65,6 +65,12 @@ class Prometheus:
             assert time.monotonic() < deadline, f"{alert} does not fire; these do: {self.firing()}"
             time.sleep(0.5)
 
+    def wait_until_quiet(self, alert: str, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while alert in self.firing():
+            assert time.monotonic() < deadline, f"{alert} still fires"
+            time.sleep(0.5)
+
 
 @contextmanager
 def running_prometheus(service: RunningService, folder: Path) -> Iterator[Prometheus]:

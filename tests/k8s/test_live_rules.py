@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import NamedTuple
 
 import httpx
 import pytest
@@ -14,22 +16,34 @@ import yaml
 
 from tests.k8s.prometheus import Prometheus, running_prometheus
 from tests.k8s.rendered import K8S
-from tests.running import RunningService
+from tests.redis_server import RedisServer
+from tests.running import RunningService, free_settings, triton_alone, triton_under
 
 ELSEWHERE = re.compile(r"^(kube_|envoy_)")  # of other exporters
 WORDS = re.compile(r"\b(?:sam|nv)[a-z0-9_:]*[a-z0-9]\b")
 NOT_NAMES = {"sam_encoder", "sam_decoder", "sam_refiner", "sam_", "sam"}
 
 
+class Loaded(NamedTuple):
+    """A service under load, and its Triton's pid."""
+
+    service: RunningService
+    triton: int
+
+
 @pytest.fixture(scope="module")
-def loaded(coffee: bytes) -> Iterator[RunningService]:
-    """A service that answers prompts all the time."""
-    with RunningService.start(SAM_DEFAULT_DEADLINE_S="5") as running:
+def loaded(coffee: bytes) -> Iterator[Loaded]:
+    """A service that answers prompts all the time, beside a Triton that nobody starts again, as in a pod."""
+    with RedisServer.run() as redis, ExitStack() as stack:
+        settings = free_settings() | {"SAM_REDIS_URL": redis.url, "SAM_CACHE_SECRET": "shared"}
+        address, metrics_port = settings["SAM_TRITON_URL"], settings["SAM_TRITON_METRICS_PORT"]
+        starter = stack.enter_context(triton_alone(address, metrics_port))
+        running = stack.enter_context(RunningService.start(embedded=False, **settings, SAM_DEFAULT_DEADLINE_S="5"))
         stop = threading.Event()
         caller = threading.Thread(target=call, args=(running.url, coffee, stop))
         caller.start()
         try:
-            yield running
+            yield Loaded(running, triton_under(starter))
         finally:
             stop.set()
             caller.join()
@@ -49,8 +63,8 @@ def call(url: str, photograph: bytes, stop: threading.Event) -> None:
 
 
 @pytest.fixture(scope="module")
-def prometheus(loaded: RunningService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    with running_prometheus(loaded, tmp_path_factory.mktemp("prometheus")) as running:
+def prometheus(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    with running_prometheus(loaded.service, tmp_path_factory.mktemp("prometheus")) as running:
         deadline = time.monotonic() + 60
         while not running.query("sam:cache_hit_ratio:rate10m") or not running.query("sam:queued_requests:sum"):
             assert time.monotonic() < deadline, "nothing is recorded"
@@ -86,9 +100,10 @@ def test_nothing_fires_while_all_is_well(prometheus: Prometheus) -> None:
     assert prometheus.firing() == set()
 
 
-def test_a_model_that_stands_still_fires_its_alert(prometheus: Prometheus, loaded: RunningService) -> None:
-    os.kill(loaded.triton_pid(), signal.SIGSTOP)
+def test_a_model_that_stands_still_fires_its_alert_until_it_is_back(prometheus: Prometheus, loaded: Loaded) -> None:
+    os.kill(loaded.triton, signal.SIGSTOP)
     try:
         prometheus.wait_until_firing("SamModelUnready", 60)
     finally:
-        os.kill(loaded.triton_pid(), signal.SIGCONT)
+        os.kill(loaded.triton, signal.SIGCONT)
+    prometheus.wait_until_quiet("SamModelUnready", 60)
