@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from service.answers import Timings
+if TYPE_CHECKING:  # the supervisor logs too, and needs nothing of masks
+    from service.answers import Timings
+
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:@=+/-]{1,128}")
 # https://www.w3.org/TR/trace-context/: later versions may append more, and are read as far as this one goes.
@@ -54,7 +56,7 @@ class Call:
     request_id: str
     trace: TraceContext
     tenant: str = ""
-    timings: Timings | None = None
+    timings: "Timings | None" = None
     answered_s: float = 0.0
     span: Span | None = None
     start_s: float = field(default_factory=monotonic)

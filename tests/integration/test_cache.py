@@ -49,7 +49,7 @@ def callers_of(service: RunningService, api_key: str = "") -> Iterator[list[Call
 @pytest.fixture(scope="module")
 def pair() -> Iterator[RunningService]:
     """Two workers on one arena."""
-    with RunningService.start(SAM_WORKERS="2", SAM_MAX_CONCURRENCY="1000") as service:
+    with RunningService.start(SAM_WORKERS="2", SAM_MAX_CONCURRENCY="4000", SAM_MAX_WAIT_S="60") as service:
         yield service
 
 
@@ -181,8 +181,7 @@ def test_replicas_share_what_one_of_them_encoded_and_outlive_redis(
         expected = first.segment("a", CLICK)
         until(redis.keys)
         before = service.triton_count("sam_encoder")
-        fetched = second.segment("a", CLICK)
-        assert fetched == {**expected, "cache": "redis"}
+        until(lambda: second.segment("a", CLICK) == {**expected, "cache": "redis"})  # a slow Redis is a miss
         assert second.segment("a", CLICK) == expected
         assert service.triton_count("sam_encoder") == before
         redis.kill()

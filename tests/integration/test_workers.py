@@ -134,7 +134,7 @@ def test_a_grpc_channel_changes_workers_when_its_connection_is_old_and_loses_no_
 
 def test_sigterm_lets_requests_under_way_in_all_workers_finish_and_leaves_nothing(cat: bytes, tmp_path: Path) -> None:
     """The encoder is slow until the ports are closed, so that every request is still under way then."""
-    with RunningService.start(SAM_WORKERS=str(WORKERS), TMPDIR=str(tmp_path)) as service:
+    with RunningService.start(SAM_WORKERS=str(WORKERS), SAM_MAX_WAIT_S="60", TMPDIR=str(tmp_path)) as service:
         until(lambda: len(service.listeners()) == WORKERS)
         port, workers = int(service.settings["SAM_HTTP_PORT"]), service.worker_pids()
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
