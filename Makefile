@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTRITON := nvidia-pytriton==0.7.0
 
-.PHONY: help serve test check k8s-check faults faults format generate clean
+.PHONY: help serve test check k8s-check faults format generate clean
 
 help:
 	@echo "make serve   a real Triton on the CPU, the bundled sam-tiny model, and the gateway"
