@@ -32,7 +32,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
     models = slow_models(tmp_path_factory.mktemp("models"), max_batch=1)
     settings = {
         "SAM_MODEL_REPOSITORY": str(models.path),
-        "SAM_MAX_CONCURRENCY": str(PERMITS),
+        "SAM_MAX_CONCURRENCY": str(4 * PERMITS),  # a quarter of them for encodes
         "SAM_MAX_WAIT_S": "60",  # they wait to leave
         "SAM_LOG_LEVEL": "error",
     }
@@ -107,8 +107,11 @@ def seconds_until(holds: Callable[[], bool], timeout_s: float = 30.0) -> float:
     return time.monotonic() - start_s
 
 
-def queued(service: RunningService, model: str) -> float:
-    return service.triton_count(model, "nv_inference_pending_request_count")
+def under_way(service: RunningService, lane: str) -> float:
+    """How many requests are let in or wait to be: some are in Triton's queue then, the others in the gateway's."""
+    metrics = service.metrics()
+    names = ("sam_requests_in_flight", "sam_requests_waiting")
+    return sum(metrics.get(f'{name}{{lane="{lane}"}}', 0.0) for name in names)
 
 
 def leave_together(service: RunningService, leaves: list[Leave]) -> float:
@@ -131,7 +134,7 @@ def test_no_encode_begins_for_callers_that_left(
         staying = pool.submit(upload, service, "stays", next(NEW))
         time.sleep(ENCODE_S / 4)  # its encode has begun
         leaves = [begin_upload(f"left{number}", next(NEW)) for number in range(LEAVERS)]
-        seconds_until(lambda: queued(service, "sam_encoder") >= PERMITS - 1)
+        seconds_until(lambda: under_way(service, "encode") >= LEAVERS + 1)
         took_s = leave_together(service, leaves)
         time.sleep(0.3)  # for the word to reach Triton
         assert not staying.done(), "the machine is too slow for this test: raise ENCODE_S"
@@ -154,7 +157,7 @@ def test_no_prompt_is_decoded_for_callers_that_left(service: RunningService, tra
     before, answered, start_s = service.triton_count("sam_decoder"), ended(service), time.monotonic()
     with callers(service, transport) as (_, begin_prompt):
         leaves = [begin_prompt() for _ in range(LEAVERS)]
-        seconds_until(lambda: queued(service, "sam_decoder") >= PERMITS - 2)
+        seconds_until(lambda: under_way(service, "prompt") >= LEAVERS)
         for leave in leaves:
             leave()
         seconds_until(lambda: ended(service) == answered + LEAVERS)
