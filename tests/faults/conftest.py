@@ -1,6 +1,7 @@
 """Faults injected for real: `--full` measures the promised figures, and `report` collects them for a table at the end.
 
-Without `--full` each test holds its promise's behaviour in its short form, with bounds that a loaded machine keeps too.
+Without `--full` each test holds its promise's behaviour in its short form, with bounds that a loaded machine keeps too;
+those that compare rates, which only a machine of their own can do, are marked `measures_rates` and run with it alone.
 """
 
 from collections.abc import Callable
@@ -30,6 +31,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a machine of its own, unless the full figures are asked for."""
+    if config.getoption("--full", default=False):
+        return
+    left_out = [item for item in items if item.get_closest_marker("measures_rates")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,7 @@ def p99_s(rounds: list[list[Samples]]) -> float:
     return statistics.quantiles(times_s, n=100)[-1]
 
 
+@pytest.mark.measures_rates
 def test_a_tenant_at_twenty_times_its_share_does_not_move_the_others(
     slow: RunningService, report: Report, *, full: bool
 ) -> None:

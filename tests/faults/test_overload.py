@@ -46,6 +46,7 @@ def as_told(samples: Samples) -> None:
     assert all((sample.retry_after_s or 0) > 0 for sample in samples.of("overloaded"))
 
 
+@pytest.mark.measures_rates
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_at_ten_times_the_capacity_goodput_stays_and_refusals_come_at_once(
     slow: RunningService, transport: str, report: Report, *, full: bool
