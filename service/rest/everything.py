@@ -8,9 +8,11 @@ from service.answers import EverythingRequest, EverythingResult, IfMatch
 from service.cache.contract import CacheLevel
 from service.everything import BOUNDS, MAX_GRID_POINTS, POINTS_PER_SIDE, Parameters, check_grid_counts
 from service.records import Record
-from service.rest.schemas import RequestBody, RleBody, TimingsBody, timings_body
+from service.rest.schemas import IMAGE_ID, TIMINGS, RequestBody, RleBody, TimingsBody, timings_body
 
 DEFAULTS = Parameters()
+# The bundled model rates its masks low: with these thresholds it finds dozens.
+EVERYTHING_EXAMPLE: dict[str, Any] = {"points_per_side": 8, "pred_iou_thresh": 0.4, "stability_score_thresh": 0.7}
 
 
 def _bounded(name: str, description: str) -> Any:  # noqa: ANN401 - what pydantic's `Field` returns
@@ -26,7 +28,7 @@ def _bounded(name: str, description: str) -> Any:  # noqa: ANN401 - what pydanti
 class EverythingBody(RequestBody):
     """The parameters of the original's SamAutomaticMaskGenerator, by its names and with its defaults."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"points_per_side": 16, "pred_iou_thresh": 0.8}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [EVERYTHING_EXAMPLE]})
 
     points_per_side: int | None = _bounded(
         "points_per_side",
@@ -86,13 +88,13 @@ class EverythingBody(RequestBody):
 class RecordBody(BaseModel):
     """One mask, as SA-1B's annotations have it."""
 
-    segmentation: RleBody
+    segmentation: RleBody = Field(description="The mask, of the original image's size.")
     area: int = Field(description="Pixels of the mask.")
     bbox: tuple[int, int, int, int] = Field(
         description="[x, y, width, height] in pixels as the original has it: last column and row minus the first, so "
         "one less than COCO's width and height."
     )
-    predicted_iou: float = Field(description="About 0 to 1.")
+    predicted_iou: float = Field(description="The model's own estimate of the mask's IoU, about 0 to 1.")
     point_coords: list[tuple[float, float]] = Field(
         description="The one point [x, y] that the mask was found by, in pixels of the original image."
     )
@@ -105,12 +107,12 @@ class RecordBody(BaseModel):
 class EverythingAnswer(BaseModel):
     """The masks of everything in an image."""
 
-    image_id: str
+    image_id: str = Field(description=IMAGE_ID)
     size: tuple[int, int] = Field(description="[height, width] of the original image as a person sees it.")
     model: str = Field(description="name@digest of the model that answered.")
     cache: CacheLevel = Field(description="Where the embedding came from; miss: the encoder ran, for image or crops.")
-    records: list[RecordBody]
-    timings_ms: TimingsBody
+    records: list[RecordBody] = Field(description="One for each mask.")
+    timings_ms: TimingsBody = Field(description=TIMINGS)
 
 
 def answer_from_everything(result: EverythingResult) -> EverythingAnswer:

@@ -1,5 +1,6 @@
 """The HTTP routes. A handler converts in, calls the `Segmenter`, converts out."""
 
+import json
 import math
 import re
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,7 @@ from service.answers import ANY_DIGEST, IfMatch, ImageRef, Progress
 from service.errors import InvalidImageIdError, InvalidPromptError
 from service.image import too_many_bytes
 from service.rest import schemas
-from service.rest.everything import EverythingAnswer, EverythingBody, answer_from_everything
+from service.rest.everything import EVERYTHING_EXAMPLE, EverythingAnswer, EverythingBody, answer_from_everything
 from service.rest.masks import PNG_ANSWER, answer_from_result, png_wanted, request_from_body
 from service.rest.problems import PROBLEMS, problem_from_validation
 from service.rest.tenants import Tenant, TenantRoute
@@ -219,7 +220,11 @@ async def everything_in_bytes(  # noqa: PLR0913 - what a request may bring
     deadline_s: Deadline,
     if_match: Condition,
     request: Annotated[
-        str, Form(description="JSON of the same form as the body of `/v1/images/{image_id}/everything`.")
+        str,
+        Form(
+            description="JSON of the same form as the body of `/v1/images/{image_id}/everything`.",
+            examples=[json.dumps(EVERYTHING_EXAMPLE)],
+        ),
     ] = "{}",
 ) -> EverythingAnswer:
     """For crops, which are cut from the image's bytes, and for clients that keep no ids."""

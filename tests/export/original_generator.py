@@ -41,7 +41,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, categories: Tensor, iou_threshold
     while len(left):
         best, left = int(left[0]), left[1:]
         kept.append(best)
-        left = left[~(box_iou(boxes[best], boxes[left]) > iou_threshold)]
+        overlaps = box_iou(boxes[best], boxes[left]).double()  # torchvision's CPU kernel compares FP32 with FP64
+        left = left[~(overlaps > iou_threshold)]
     return torch.tensor(kept, dtype=torch.int64)
 
 

@@ -1,6 +1,6 @@
 """Memory is bounded: under mixed load, with cancels, broken requests and faults, nothing grows for ever.
 
-The short form compares two moments of rest with half a minute of load between them. The full one also takes the slope
+The short form compares two moments of rest with some seconds of load between them. The full one also takes the slope
 over half an hour (`--soak-s` for another time): of memory that is the processes' own, so without the arena's pages.
 """
 

@@ -63,6 +63,7 @@ def test_every_example_runs(service: RunningService, document: dict[str, Any]) -
         for body in bodies_of(document, operation) or [{}]:
             answer = httpx.request(method, url, headers=headers, timeout=60, **body)
             assert answer.is_success, f"{method} {path} {body}: {answer.text}"
+            assert '"records":[]' not in answer.text, f"{method} {path} {body} finds nothing, and shows nothing"
             assert str(answer.status_code) in operation["responses"]
             ran += 1
     assert ran > 10

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
@@ -49,6 +49,7 @@ def boxes(draw: st.DrawFn) -> tuple[int, int, int, int]:
 
 
 @given(st.lists(st.tuples(boxes(), st.sampled_from([0.1, 0.5, 0.5001, 0.9])), max_size=12), st.floats(0, 1))
+@example([((0, 0, 1, 1), 0.1)] * 10, float(np.nextafter(1, 0)))  # a threshold that FP32 cannot tell from 1
 def test_duplicates_go_as_with_torchvision_s_nms(
     found: Sequence[tuple[tuple[int, int, int, int], float]], max_iou: float
 ) -> None:
