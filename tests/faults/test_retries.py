@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import httpx
 
 from service.breaker import RETRY_RATIO
-from service.server import PROBE_EVERY_UNREADY_S
+from service.upkeep import PROBE_EVERY_UNREADY_S
 from tests.faults.conftest import Report
 from tests.running import RunningService, free_ports, free_settings, samples, triton_alone, triton_under
 
