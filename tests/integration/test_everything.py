@@ -15,8 +15,8 @@ from skimage import data
 
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
-from service.server import PROBE_EVERY_S
 from service.tensors import DECODER_MODEL
+from service.upkeep import PROBE_EVERY_S
 from tests.conftest import encoded
 from tests.export.original_generator import original_generator, original_tiny
 from tests.running import RunningService

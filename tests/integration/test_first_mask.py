@@ -13,7 +13,7 @@ from pycocotools import mask as coco
 
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
-from service.server import PROBE_EVERY_S
+from service.upkeep import PROBE_EVERY_S
 from tests.conftest import encoded
 from tests.running import RunningService
 
