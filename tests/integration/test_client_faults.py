@@ -70,7 +70,7 @@ def test_an_overloaded_service_is_asked_again_until_it_answers(fragile: RunningS
         async with AsyncSegmentClient(fragile.grpc_address, api_key="k1", max_attempts=30) as client:
             image = await client.image(cat)
             answers = await asyncio.gather(*(image.segment(points=[CLICK]) for _ in range(16)))
-            return [masks[0].score for masks in answers]
+            return [round(masks[0].score, 4) for masks in answers]  # batched otherwise, the last digits differ
 
     before = outcomes(fragile, "overloaded")
     assert len(set(asyncio.run(crowd()))) == 1
@@ -86,7 +86,7 @@ def test_without_attempts_left_an_overloaded_service_is_an_error_that_says_when(
             futures = [threads.submit(image.segment, points=[CLICK]) for _ in range(16)]
             met = [error for future in futures if (error := future.exception()) is not None]
     assert met
-    assert all(isinstance(error, OverloadedError) and error.retry_after_s == 1 for error in met)
+    assert all(isinstance(error, OverloadedError) and (error.retry_after_s or 0) > 0 for error in met)
 
 
 def test_a_killed_worker_is_survived(fragile: RunningService, cat: bytes) -> None:

@@ -62,8 +62,9 @@ def test_the_records_are_the_original_package_s(
     assert len(theirs) >= 10
     segmentations = [[record["segmentation"] for record in records] for records in (theirs, ours)]
     ious = coco.iou(*segmentations, [0] * len(ours))
-    assert np.mean(ious.max(axis=1) >= 0.99) >= 0.99
-    assert np.mean(ious.max(axis=0) >= 0.99) >= 0.99  # and no others beside them
+    for found in (ious.max(axis=1), ious.max(axis=0)):  # each of the original's, and no others beside them
+        # Logits leave our decoder as FP16: a mask at a threshold may fall on its other side, one in a hundred at most.
+        assert np.count_nonzero(found < 0.99) <= max(1, len(found) // 100)
     pairs = [(record, ours[match]) for record, match in zip(theirs, ious.argmax(axis=1), strict=True)]
     for field in ("predicted_iou", "stability_score"):
         assert np.median([abs(one[field] - other[field]) for one, other in pairs]) < 0.001

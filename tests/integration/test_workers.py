@@ -137,6 +137,8 @@ def test_sigterm_lets_requests_under_way_in_all_workers_finish_and_leaves_nothin
     with RunningService.start(SAM_WORKERS=str(WORKERS), SAM_MAX_WAIT_S="60", TMPDIR=str(tmp_path)) as service:
         until(lambda: len(service.listeners()) == WORKERS)
         port, workers = int(service.settings["SAM_HTTP_PORT"]), service.worker_pids()
+        for turn in range(16):  # from then on workers know how long an encode takes, and let more than a few wait
+            assert one_shot(service, cat + bytes(100 + turn)).status_code == httpx.codes.OK
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             with slowed(stub_of(service.triton_pid(), "sam_encoder")):
                 answers = [pool.submit(one_shot, service, cat + bytes(turn)) for turn in range(16)]
