@@ -6,13 +6,18 @@ repository="${1:-/models}"
 [ "$#" -gt 0 ] && shift
 python3 -m export.check_engines "$repository"
 # Loopback only: the gateway is in the same pod. No HTTP: its parser is one more thing to attack. Client shared memory is
-# how embeddings get from the encoder to the decoder without a message; Triton has it off by default since 26.04.
+# how embeddings get from the encoder to the decoder without a message; Triton has it off by default since 26.04. The
+# gateway pings (service/triton_link.py), to find a server that stands still: without these three flags Triton takes that
+# for an attack and closes connections with healthy calls on them.
 exec tritonserver \
     --model-repository="$repository" \
     --disable-auto-complete-config \
     --allow-http=false \
     --grpc-address=127.0.0.1 --grpc-port=8001 \
     --metrics-address="${TRITON_METRICS_ADDRESS:-0.0.0.0}" --metrics-port=8002 \
+    --grpc-http2-min-recv-ping-interval-without-data=500 \
+    --grpc-http2-max-ping-strikes=0 \
+    --grpc-keepalive-permit-without-calls=true \
     --allow-client-shm=true \
     --exit-timeout-secs=30 \
     "$@"

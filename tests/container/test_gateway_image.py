@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.triton_link import ServerOptions
 from tests.container.dockerfile import Stage, build, inside, read_stages, run_command
 from tests.running import ROOT, START_S, free_settings, triton_alone
 from tests.system_packages import require
@@ -93,6 +94,16 @@ def test_the_image_holds_the_gateway_and_nothing_that_only_the_export_needs(tree
     names = {path.name for path in packages.iterdir()}
     assert {"service", "fastapi", "grpc", "tritonclient"} <= names
     assert not {"torch", "onnx", "onnxruntime", "transformers", "tensorrt", "export"} & names
+
+
+def test_triton_is_told_of_the_gateway_s_pings() -> None:
+    """With the values that the local Triton gets; without them it closes connections that are in use."""
+    options = ServerOptions(Path("/models"), Path(), "", "127.0.0.1", 8001, 8002).required()
+    script = (ROOT / "model_repository" / "serve.sh").read_text()
+    flags = [(name, value) for name, value in options.items() if "http2" in name or "keepalive" in name]
+    assert len(flags) == 3
+    for name, value in [*flags, ("allow-http", "false"), ("disable-auto-complete-config", None)]:
+        assert f"--{name}{'' if value is None else f'={value}'} \\\n" in script
 
 
 def test_hadolint_finds_nothing() -> None:
