@@ -20,6 +20,14 @@ class Metrics:
     """The gateway's series, registered with `registry`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._make_request_series(registry)
+        self._make_cache_series(registry)
+        self._make_admission_series(registry)
+        self._make_redis_series(registry)
+        self._make_model_series(registry)
+
+    def _make_request_series(self, registry: CollectorRegistry) -> None:
+        """Requests and their stages."""
         self._requests = Counter(
             "sam_requests",
             "Requests answered, by transport, route and outcome (ok, or an error's reason).",
@@ -41,6 +49,9 @@ class Metrics:
             registry=registry,
         )
         self._prompts = Counter("sam_prompts", "Prompts answered.", registry=registry)
+
+    def _make_cache_series(self, registry: CollectorRegistry) -> None:
+        """The first level, and decoding."""
         self._hits = Counter("sam_cache_hits", "Requests that found their embedding.", ["level"], registry=registry)
         self._misses = Counter("sam_cache_misses", "Requests that needed the encoder.", registry=registry)
         self._joins = Counter(
@@ -65,6 +76,8 @@ class Metrics:
             registry=registry,
         )
 
+    def _make_admission_series(self, registry: CollectorRegistry) -> None:
+        """Who is let in, and who is not."""
         self._held, self._waiting, self._limit = (
             Gauge(name, f"{what}, by lane: prompt, encode.", ["lane"], registry=registry, multiprocess_mode="livesum")
             for name, what in (
@@ -79,20 +92,6 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self._model_ready = Gauge(
-            "sam_model_ready",
-            "1 while the model answers canaries; of several workers, for the one for which it is worst.",
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self._model_info = Gauge(
-            "sam_model_info",
-            "1 for the model being served, name@digest.",
-            ["model"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self._model_identity: str | None = None
         self._refusals = Counter(
             "sam_refusals",
             "Requests refused before any work: wait (it would have been too long), bytes (of uploads), rate.",
@@ -102,6 +101,8 @@ class Metrics:
         for why in Refusal:  # there from the start, so that a first refusal is an increase
             self._refusals.labels(why.value)
 
+    def _make_redis_series(self, registry: CollectorRegistry) -> None:
+        """The second level."""
         self._redis_operations = Counter(
             "sam_redis_operations", "Operations of the second level.", ["operation", "outcome"], registry=registry
         )
@@ -118,6 +119,23 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+
+    def _make_model_series(self, registry: CollectorRegistry) -> None:
+        """The model, and the event loops."""
+        self._model_ready = Gauge(
+            "sam_model_ready",
+            "1 while the model answers canaries; of several workers, for the one for which it is worst.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._model_info = Gauge(
+            "sam_model_info",
+            "1 for the model being served, name@digest.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._model_identity: str | None = None
         self._model_breaker_open = Gauge(
             "sam_model_breaker_open",
             "1 while any worker refuses requests to a model that did not answer.",

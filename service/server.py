@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import uvicorn
@@ -90,15 +90,20 @@ async def serve(
         http_socket = stack.enter_context(
             bound_socket(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT", reuse_port=True)
         )
-        await stack.enter_async_context(_in_background(keep_renewing(cache, metrics)))
-        await stack.enter_async_context(_in_background(keep_adapting(segmenter)))
-        probing = await stack.enter_async_context(_in_background(keep_probing(segmenter, rpc, metrics, ready)))
-        await _first_of(stop, ready, failing=probing, timeout_s=None if open_when_ready else FIRST_CANARY_S)
+        upkeep = [
+            await stack.enter_async_context(_in_background(work))
+            for work in (
+                keep_renewing(cache, metrics),
+                keep_adapting(segmenter),
+                keep_probing(segmenter, rpc, metrics, ready),
+            )
+        ]
+        await _first_of(stop, ready, failing=upkeep, timeout_s=None if open_when_ready else FIRST_CANARY_S)
         await stack.enter_async_context(_serving_requests(segmenter, http, http_socket, rpc, settings))
-        await _first_of(stop, ready, failing=probing)
+        await _first_of(stop, ready, failing=upkeep)
         if ready.is_set():
             on_ready(lambda: segmenter.model_answers)
-        await _first_of(stop, failing=probing)
+        await _first_of(stop, failing=upkeep)
 
 
 def _rpc_server(
@@ -251,13 +256,19 @@ async def _in_background(work: Coroutine[None, None, None]) -> AsyncIterator[asy
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _first_of(*events: asyncio.Event, failing: asyncio.Task[None], timeout_s: float | None = None) -> None:
-    """Return when one of `events` is set, or after `timeout_s`; raise what the task `failing` raises, should it end."""
+async def _first_of(
+    *events: asyncio.Event, failing: Sequence[asyncio.Task[None]], timeout_s: float | None = None
+) -> None:
+    """Return when one of `events` is set, or after `timeout_s`; raise what any of the tasks `failing` raises.
+
+    None of them ends by itself: a worker without one of them looks well and is not, and is better replaced.
+    """
     waits = [asyncio.create_task(event.wait()) for event in events]
     try:
-        await asyncio.wait([*waits, failing], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if failing.done():
-            failing.result()
+        await asyncio.wait([*waits, *failing], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in failing:
+            if task.done():
+                task.result()
     finally:
         for wait in waits:
             wait.cancel()
