@@ -40,7 +40,7 @@ PNG_ANSWER: dict[int | str, dict[str, Any]] = {
 }
 
 
-def png_wanted(
+async def png_wanted(
     accept: Annotated[
         str | None,
         Header(

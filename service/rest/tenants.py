@@ -29,7 +29,7 @@ class TenantRoute(APIRoute):
         return authorised
 
 
-def tenant_of(
+async def tenant_of(  # not for a thread: going there and back takes longer than all else of a request's parameters
     _: Annotated[
         str | None, Header(alias="authorization", description="`Bearer <key>`, where the server asks for keys.")
     ] = None,
