@@ -53,13 +53,14 @@ class World:
 
 @dataclass
 class Pod:
-    """One pod's state; `queued_us` and `refused` are the counters that are scraped."""
+    """One pod's state; `queued_us`, `busy_us` and `refused` are the counters that are scraped."""
 
     salt: int
     ready_s: float
     encodes: float = 0.0
     prompts: float = 0.0
     queued_us: float = 0.0
+    busy_us: float = 0.0
     refused: float = 0.0
     served: float = 0.0
     metrics: PodMetrics = field(default_factory=PodMetrics)
@@ -221,6 +222,7 @@ def _serve_pod(pod: Pod, prompts: int, encodes: int, world: World, outcome: Outc
     pod.refused += refused
     pod.served = done + encoded + refused
     pod.queued_us += (pod.prompts + pod.encodes) * 1e6
+    pod.busy_us += (done / world.prompts_per_s + encoded / world.encodes_per_s) * 1e6
     return begun
 
 
@@ -239,6 +241,7 @@ def _owners(images: NDArray[np.int64], salts: NDArray[np.int64]) -> NDArray[np.i
 def _scrape(ready: list[Pod], second: int, world: World) -> None:
     for pod in ready:
         pod.metrics.queue_us.add(second, pod.queued_us)
+        pod.metrics.busy_us.add(second, pod.busy_us)
         pod.metrics.refusals.add(second, pod.refused)
         pod.metrics.in_flight = min(world.limit, pod.prompts + pod.encodes + pod.served * 0.02)
         pod.metrics.limit = world.limit
