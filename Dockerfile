@@ -31,8 +31,8 @@ COPY --from=packages /opt/sam /opt/sam
 WORKDIR /tmp
 USER 65532:65532
 EXPOSE 8080 50051 9464
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
-    CMD ["/opt/sam/bin/python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+    CMD ["/opt/sam/bin/python3", "-m", "service.probe", "/healthz"]
 ENTRYPOINT ["/opt/sam/bin/python3", "-m", "service"]
 
 # --- triton -------------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def test_ports_are_the_gateway_s_and_every_named_port_exists(target: str) -> Non
         assert {port["targetPort"] for port in one(target, "Service", name)["spec"]["ports"]} <= set(ports)
     for container in containers_of(pod).values():
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            if probe in container:
+            if "httpGet" in container.get(probe, {}):
                 assert container[probe]["httpGet"]["port"] in {port["name"] for port in container["ports"]}
 
 
@@ -131,8 +131,12 @@ def test_containers_are_locked_down(target: str) -> None:
 @targets
 def test_readiness_is_the_canary_and_liveness_is_not(target: str) -> None:
     gateway = containers_of(pod_of(target))["gateway"]
-    assert gateway["readinessProbe"]["httpGet"]["path"] == "/readyz"
-    assert gateway["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    asked = {name: gateway[f"{name}Probe"] for name in ("startup", "readiness", "liveness")}
+    paths = {
+        name: each["httpGet"]["path"] if "httpGet" in each else each["exec"]["command"][-1]
+        for name, each in asked.items()
+    }
+    assert paths == {"startup": "/healthz", "readiness": "/readyz", "liveness": "/healthz"}
 
 
 @pytest.mark.parametrize("path", [str(path.relative_to(K8S)) for path in kustomizations()])
