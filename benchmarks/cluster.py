@@ -30,7 +30,7 @@ class World:
     burst_at: float = 0.6  # part of the day
     burst_s: float = 900.0
     burst_factor: float = 3.0
-    encodes_per_s: float = 15.0  # of ViT-H on an L4, three quarters of the computed limit
+    encodes_per_s: float = 15.0  # of ViT-H on an L4, whose arithmetic allows 18 (benchmarks/capacity.py)
     prompts_per_s: float = 400.0
     cpu_s_per_request: float = 0.004
     cpus: float = 4.0

@@ -112,6 +112,12 @@ def test_hadolint_finds_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_every_base_is_an_argument_so_that_whoever_builds_can_pin_it(stages: dict[str, Stage]) -> None:
+    """Python's image is pinned here already; Triton's digest is not known here."""
+    bases = {stage.base for stage in stages.values()} - set(stages)
+    assert bases == {"${PYTHON_IMAGE}", "${TRITON_IMAGE}"}
+
+
 def test_the_image_runs_unprivileged_from_a_pinned_base(stages: dict[str, Stage]) -> None:
     for name in ("gateway", "triton", "export"):
         assert stages[name].last("USER") == "65532:65532"
