@@ -176,6 +176,15 @@ def test_the_scaler_asks_for_what_is_recorded(target: str) -> None:
     assert ("callers" in queries) == (scaler["minReplicaCount"] == 0)
 
 
+def test_with_scale_to_zero_only_callers_keep_a_pod() -> None:
+    """KEDA goes to zero when no trigger is above its activation threshold and none fails."""
+    triggers = one("overlays/scale-to-zero", "ScaledObject", "sam")["spec"]["triggers"]
+    for trigger in triggers:
+        by_callers = trigger["name"] == "callers"
+        assert (float(trigger["metadata"]["activationThreshold"]) < 1) == by_callers
+        assert trigger["metadata"]["ignoreNullValues"] == ("false" if by_callers else "true")
+
+
 @targets
 def test_a_scaler_has_the_number_of_pods_to_itself(target: str) -> None:
     """The manifest's number and the scaler's would fight at every `kubectl apply`."""
