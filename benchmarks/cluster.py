@@ -30,6 +30,9 @@ class World:
     burst_at: float = 0.6  # part of the day
     burst_s: float = 900.0
     burst_factor: float = 3.0
+    batch_at: float = 0.75
+    batch_s: int = 7200
+    batch_images_per_s: int = 20  # each asked for once, and never seen before
     encodes_per_s: float = 15.0  # of ViT-H on an L4, whose arithmetic allows 18 (benchmarks/capacity.py)
     prompts_per_s: float = 400.0
     cpu_s_per_request: float = 0.004
@@ -49,6 +52,12 @@ class World:
         return float(
             self.mean_sessions_per_s * wave * (self.burst_factor if begin_s <= now_s < begin_s + self.burst_s else 1.0)
         )
+
+    def batch(self, second: int) -> NDArray[np.int64]:
+        """Return the images that a batch job sends in this second."""
+        since_s = second - int(self.batch_at * self.hours * 3600)
+        count = self.batch_images_per_s if 0 <= since_s < self.batch_s else 0
+        return self.images + since_s * self.batch_images_per_s + np.arange(count)
 
 
 @dataclass
@@ -137,7 +146,7 @@ def simulate(world: World, pods: int, scale: Callable[[float, list[Pod], int], i
     rng = np.random.default_rng(world.seed)
     popularity = 1.0 / np.arange(1, world.images + 1) ** world.zipf
     popularity = np.cumsum(popularity / popularity.sum())
-    caches = Caches.empty(world.images)
+    caches = Caches.empty(world.images + world.batch_s * world.batch_images_per_s)
     fleet = [Pod(salt, 0.0) for salt in range(pods)]
     wanted, salts, outcome = pods, pods, Outcome()
     pending: dict[int, list[NDArray[np.int64]]] = {}  # prompts to come, by second
@@ -145,7 +154,7 @@ def simulate(world: World, pods: int, scale: Callable[[float, list[Pod], int], i
         ready = [pod for pod in fleet if pod.ready_s <= second]
         new = np.searchsorted(popularity, rng.random(rng.poisson(world.sessions_per_s(second))))
         _schedule(pending, new, second, world, rng)
-        asked = np.concatenate([new, *pending.pop(second, [])])
+        asked = np.concatenate([new, *pending.pop(second, []), world.batch(second)])
         _serve(ready, asked, caches, second, world, outcome)
         outcome.gpu_hours += len(fleet) / 3600
         if second % SCRAPE_S == 0:
