@@ -6,6 +6,9 @@
 # export   builds the engines, on the GPU that will serve them
 # demo     gateway, Triton of a wheel and sam-tiny in one container, without a GPU
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254
+# By tag only: its digest could not be looked up where this was written. To pin it,
+#   docker buildx imagetools inspect nvcr.io/nvidia/tritonserver:26.05-py3 --format '{{.Manifest.Digest}}'
+# and build with --build-arg TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.05-py3@<that>.
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.05-py3
 
 # --- what the gateway installs -----------------------------------------------------------------------------------------
@@ -31,8 +34,8 @@ COPY --from=packages /opt/sam /opt/sam
 WORKDIR /tmp
 USER 65532:65532
 EXPOSE 8080 50051 9464
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
-    CMD ["/opt/sam/bin/python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+    CMD ["/opt/sam/bin/python3", "-m", "service.probe", "/healthz"]
 ENTRYPOINT ["/opt/sam/bin/python3", "-m", "service"]
 
 # --- triton -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTRITON := nvidia-pytriton==0.7.0
+CHECKOV := checkov==3.3.30
 
 .PHONY: help serve test check k8s-check faults format generate clean
 
@@ -28,7 +29,13 @@ check: .venv/.test
 	$(BIN)/python -m export repository --check
 	$(BIN)/python -m pytest tests/unit
 
-k8s-check: .venv/.test
+# checkov has a hundred requirements, some older than the service's: it gets a virtual environment of its own. That takes
+# a minute, so `make test` has it only where it is already, and in CI.
+ifeq ($(CI),true)
+test: .venv/checkov/bin/checkov
+endif
+
+k8s-check: .venv/.test .venv/checkov/bin/checkov
 	$(BIN)/python -m pytest tests/k8s tests/container
 
 faults: .venv/.test
@@ -55,6 +62,10 @@ generate: .venv/.test
 .venv/.test: .venv/.serve
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[serve,cpu,otel,export,test]'
 	@touch $@
+
+.venv/checkov/bin/checkov: .venv/.serve
+	@$(BIN)/python -m venv .venv/checkov
+	.venv/checkov/bin/pip install --quiet --no-compile $(CHECKOV)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

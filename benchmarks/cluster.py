@@ -1,8 +1,9 @@
 """A day of the service in Kubernetes, simulated second by second: sessions, hashing, caches, pods that come and go.
 
 Work is a fluid: a pod serves prompts first and encodes with what is left of its GPU's second. A request that would wait
-longer than SAM_MAX_WAIT_S is refused. An image's embedding is in the memory of the pod that the hash names, or in Redis
-(cheap), or nowhere (an encode); when pods come or go, the hash names other ones for a part of the images.
+longer than SAM_MAX_WAIT_S is refused, and not made again; later prompts of its session are. An image's embedding is in
+the memory of the pod that the hash names, or in Redis (cheap), or nowhere (one encode, however many ask for it in that
+second). When pods come or go, the hash names other ones for a part of the images; one that goes takes its memory along.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,10 @@ class World:
     burst_at: float = 0.6  # part of the day
     burst_s: float = 900.0
     burst_factor: float = 3.0
-    encodes_per_s: float = 15.0  # of ViT-H on an L4, three quarters of the computed limit
+    batch_at: float = 0.75
+    batch_s: int = 7200
+    batch_images_per_s: int = 20  # each asked for once, and never seen before
+    encodes_per_s: float = 15.0  # of ViT-H on an L4, whose arithmetic allows 18 (benchmarks/capacity.py)
     prompts_per_s: float = 400.0
     cpu_s_per_request: float = 0.004
     cpus: float = 4.0
@@ -49,16 +53,23 @@ class World:
             self.mean_sessions_per_s * wave * (self.burst_factor if begin_s <= now_s < begin_s + self.burst_s else 1.0)
         )
 
+    def batch(self, second: int) -> NDArray[np.int64]:
+        """Return the images that a batch job sends in this second."""
+        since_s = second - int(self.batch_at * self.hours * 3600)
+        count = self.batch_images_per_s if 0 <= since_s < self.batch_s else 0
+        return self.images + since_s * self.batch_images_per_s + np.arange(count)
+
 
 @dataclass
 class Pod:
-    """One pod's state; `queued_us` and `refused` are the counters that are scraped."""
+    """One pod's state; `queued_us`, `busy_us` and `refused` are the counters that are scraped."""
 
     salt: int
     ready_s: float
     encodes: float = 0.0
     prompts: float = 0.0
     queued_us: float = 0.0
+    busy_us: float = 0.0
     refused: float = 0.0
     served: float = 0.0
     metrics: PodMetrics = field(default_factory=PodMetrics)
@@ -66,27 +77,65 @@ class Pod:
 
 @dataclass
 class Caches:
-    """Who has an image's embedding in memory (a pod's salt, or -1), and when it was used (-inf: nowhere at all)."""
+    """By image: the salt of the pod that has it in memory, or -1; when it was used; when Redis used it last, or -inf.
+
+    Redis is not asked for what is in memory, so it forgets what a pod uses all day.
+    """
 
     holder: NDArray[np.int64]
     used_s: NDArray[np.float64]
+    redis_s: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, images: int) -> "Caches":
+        """Return caches that hold nothing."""
+        return cls(np.full(images, -1), np.full(images, -np.inf), np.full(images, -np.inf))
+
+    def keep(self, images: NDArray[np.int64], salts: NDArray[np.int64], second: float) -> None:
+        """Note that pods used images, which came from their memory, from Redis, or from the encoder."""
+        moved = self.holder[images] != salts
+        self.redis_s[images[moved]] = second
+        self.holder[images] = salts
+        self.used_s[images] = second
+
+    def evict(self, ready: list[Pod], world: "World") -> None:
+        """Forget what was used longest ago, beyond each pod's slots and beyond Redis's room."""
+        for pod in ready:
+            held = np.flatnonzero(self.holder == pod.salt)
+            self.holder[_oldest(held, self.used_s, len(held) - world.slots)] = -1
+        kept = np.flatnonzero(np.isfinite(self.redis_s))
+        self.redis_s[_oldest(kept, self.redis_s, len(kept) - world.redis_images)] = -np.inf
+
+    def lose(self, pod: Pod) -> None:
+        """Forget what was in the memory of a pod that is gone."""
+        self.holder[self.holder == pod.salt] = -1
+
+
+def _oldest(images: NDArray[np.int64], used_s: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    return images[np.argpartition(used_s[images], count)[:count]] if count > 0 else images[:0]
 
 
 @dataclass
 class Outcome:
     """What callers and the bill saw."""
 
-    waits_s: list[NDArray[np.float64]] = field(default_factory=list)
-    weights: list[NDArray[np.float64]] = field(default_factory=list)
+    waits_s: list[float] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)  # how many requests waited so long
     requests: float = 0.0
     refused: float = 0.0
     hits: float = 0.0
     gpu_hours: float = 0.0
     timeline: list[tuple[float, float, int, int, float]] = field(default_factory=list)
 
+    def answered(self, requests: int, wait_s: float) -> None:
+        """Note that so many requests waited so long for their turn, and for the model's own time."""
+        if requests:
+            self.waits_s.append(wait_s)
+            self.weights.append(requests)
+
     def wait_s(self, quantile: float) -> float:
         """Return a quantile of the answered requests' waits."""
-        waits, weights = np.concatenate(self.waits_s), np.concatenate(self.weights)
+        waits, weights = np.array(self.waits_s), np.array(self.weights)
         order = np.argsort(waits)
         reached = np.searchsorted(np.cumsum(weights[order]), quantile * weights.sum())
         return float(waits[order][min(reached, len(order) - 1)])
@@ -97,8 +146,7 @@ def simulate(world: World, pods: int, scale: Callable[[float, list[Pod], int], i
     rng = np.random.default_rng(world.seed)
     popularity = 1.0 / np.arange(1, world.images + 1) ** world.zipf
     popularity = np.cumsum(popularity / popularity.sum())
-    holder = np.full(world.images, -1)  # salt of the pod that has the embedding
-    used_s = np.full(world.images, -np.inf)
+    caches = Caches.empty(world.images + world.batch_s * world.batch_images_per_s)
     fleet = [Pod(salt, 0.0) for salt in range(pods)]
     wanted, salts, outcome = pods, pods, Outcome()
     pending: dict[int, list[NDArray[np.int64]]] = {}  # prompts to come, by second
@@ -106,20 +154,19 @@ def simulate(world: World, pods: int, scale: Callable[[float, list[Pod], int], i
         ready = [pod for pod in fleet if pod.ready_s <= second]
         new = np.searchsorted(popularity, rng.random(rng.poisson(world.sessions_per_s(second))))
         _schedule(pending, new, second, world, rng)
-        due = pending.pop(second, [])
-        asked = np.concatenate([new, *due])
-        _serve(ready, asked, Caches(holder, used_s), second, world, outcome)
+        asked = np.concatenate([new, *pending.pop(second, []), world.batch(second)])
+        _serve(ready, asked, caches, second, world, outcome)
         outcome.gpu_hours += len(fleet) / 3600
         if second % SCRAPE_S == 0:
             _scrape(ready, second, world)
-            _evict(holder, used_s, world)
+            caches.evict(ready, world)
         if second % SYNC_S == 0 and second:
             wanted = scale(second, ready, wanted)
             while len(fleet) < wanted:
                 fleet.append(Pod(salts, second + world.cold_start_s))
                 salts += 1
             while len(fleet) > wanted:  # the youngest goes, as Kubernetes chooses it; it finishes what it has
-                fleet.pop()
+                caches.lose(fleet.pop())
             outcome.timeline.append((second, len(asked), len(ready), len(fleet), outcome.refused))
     return outcome
 
@@ -149,40 +196,43 @@ def _serve(
         return
     salts = np.array([pod.salt for pod in ready])
     owner = _owners(asked, salts)
-    hit = (caches.holder[asked] == salts[owner]) | np.isfinite(caches.used_s[asked])  # in memory, or in Redis
+    hit = (caches.holder[asked] == salts[owner]) | np.isfinite(caches.redis_s[asked])  # in memory, or in Redis
     outcome.hits += float(hit.sum())
+    cold, first = np.unique(asked[~hit], return_index=True)
+    encoder = owner[~hit][first]
+    requests, encodes = (np.bincount(each, minlength=len(ready)) for each in (owner, encoder))
+    caches.keep(asked[hit], salts[owner[hit]], second)
     for index, pod in enumerate(ready):
-        mine = owner == index
-        _serve_pod(pod, float((mine & hit).sum()), float((mine & ~hit).sum()), world, outcome)
-    caches.holder[asked] = salts[owner]
-    caches.used_s[asked] = second
+        done = _serve_pod(pod, int(requests[index] - encodes[index]), int(encodes[index]), world, outcome)
+        encoded = cold[encoder == index][:done]
+        caches.keep(encoded, np.full(done, pod.salt), second)
 
 
-def _serve_pod(pod: Pod, prompts: float, encodes: float, world: World, outcome: Outcome) -> None:
-    """One second of a pod: refuse what would wait too long, work, count."""
-    wait_s = pod.prompts / world.prompts_per_s
-    encode_wait_s = pod.encodes / world.encodes_per_s + wait_s
-    refused = 0.0
-    room = (
-        max(0.0, (world.max_wait_s - wait_s) + 1.0) * world.prompts_per_s
-    )  # what comes within this second is worked off in it
-    if prompts > room:
-        refused, prompts = refused + prompts - room, room
-    room = max(0.0, world.max_wait_s - encode_wait_s + 1.0) * world.encodes_per_s
-    if encodes > room:
-        refused, encodes = refused + encodes - room, room
-    pod.refused += refused
+def _serve_pod(pod: Pod, prompts: int, encodes: int, world: World, outcome: Outcome) -> int:
+    """One second of a pod: refuse what would wait too long, work, count. Return how many encodes were let in.
+
+    What comes within this second is worked off in it; who comes at its end waits for what is left then.
+    """
+    seconds = world.max_wait_s + 1.0
+    taken = min(prompts, max(0, int(seconds * world.prompts_per_s - pod.prompts)))
+    before_s = pod.prompts / world.prompts_per_s
+    done = min(pod.prompts + taken, world.prompts_per_s)
+    pod.prompts += taken - done
+    after_s = pod.prompts / world.prompts_per_s
+    outcome.answered(taken, (before_s + after_s) / 2 + 1 / world.prompts_per_s)
+    rate = world.encodes_per_s * (1 - done / world.prompts_per_s)
+    begun = min(encodes, max(0, int(seconds * rate - pod.encodes)))
+    encode_s = before_s + (2 * pod.encodes + begun - rate) / 2 / max(rate, 1.0)
+    encoded = min(pod.encodes + begun, rate)
+    pod.encodes += begun - encoded
+    outcome.answered(begun, max(encode_s, before_s) + 1 / world.encodes_per_s)
+    refused = prompts - taken + encodes - begun
     outcome.refused += refused
-    outcome.waits_s.append(np.array([wait_s + 1 / world.prompts_per_s, encode_wait_s + 1 / world.encodes_per_s]))
-    outcome.weights.append(np.array([prompts, encodes]))
-    pod.prompts += prompts
-    pod.encodes += encodes
-    done = min(pod.prompts, world.prompts_per_s)
-    encoded = min(pod.encodes, world.encodes_per_s * (1 - done / world.prompts_per_s))
-    pod.prompts -= done
-    pod.encodes -= encoded
+    pod.refused += refused
     pod.served = done + encoded + refused
     pod.queued_us += (pod.prompts + pod.encodes) * 1e6
+    pod.busy_us += (done / world.prompts_per_s + encoded / world.encodes_per_s) * 1e6
+    return begun
 
 
 def _owners(images: NDArray[np.int64], salts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -200,22 +250,8 @@ def _owners(images: NDArray[np.int64], salts: NDArray[np.int64]) -> NDArray[np.i
 def _scrape(ready: list[Pod], second: int, world: World) -> None:
     for pod in ready:
         pod.metrics.queue_us.add(second, pod.queued_us)
+        pod.metrics.busy_us.add(second, pod.busy_us)
         pod.metrics.refusals.add(second, pod.refused)
         pod.metrics.in_flight = min(world.limit, pod.prompts + pod.encodes + pod.served * 0.02)
         pod.metrics.limit = world.limit
         pod.metrics.cpu = pod.served * world.cpu_s_per_request / world.cpus
-
-
-def _evict(holder: NDArray[np.int64], used_s: NDArray[np.float64], world: World) -> None:
-    """Forget what was used longest ago: beyond each pod's slots in memory, beyond Redis's room for good."""
-    for salt in np.unique(holder[holder >= 0]):
-        held = np.flatnonzero(holder == salt)
-        if len(held) > world.slots:
-            oldest = held[np.argpartition(used_s[held], len(held) - world.slots)[: len(held) - world.slots]]
-            holder[oldest] = -1
-    known = np.flatnonzero(np.isfinite(used_s))
-    if len(known) > world.redis_images:
-        oldest = known[
-            np.argpartition(used_s[known], len(known) - world.redis_images)[: len(known) - world.redis_images]
-        ]
-        used_s[oldest[holder[oldest] < 0]] = -np.inf

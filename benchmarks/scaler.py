@@ -22,6 +22,11 @@ EXPRESSIONS = {
     "sam:queued_requests:sum": (
         'sum(rate(nv_inference_queue_duration_us{model=~"sam_.*"}[1m])) / 1e6 + sum(sam_requests_waiting)'
     ),
+    "sam:model_busy_share:sum": (
+        'sum(rate(nv_inference_compute_infer_duration_us{model=~"sam_.*"}[1m])'
+        ' * rate(nv_inference_exec_count{model=~"sam_.*"}[1m])'
+        ' / (rate(nv_inference_request_success{model=~"sam_.*"}[1m]) > 0)) / 1e6'
+    ),
     "sam:in_flight_share:sum": (
         "sum(sum by (pod) (sam_requests_in_flight) / sum by (pod) (sam_requests_in_flight_limit))"
     ),
@@ -49,6 +54,7 @@ class PodMetrics:
     """What Prometheus knows of one pod."""
 
     queue_us: Series = field(default_factory=Series)
+    busy_us: Series = field(default_factory=Series)
     refusals: Series = field(default_factory=Series)
     waiting: float = 0.0
     in_flight: float = 0.0
@@ -92,6 +98,12 @@ def queued_requests(pods: Sequence[PodMetrics], now_s: float) -> float | None:
     return None if waited is None else waited / 1e6 + sum(pod.waiting for pod in pods)
 
 
+def model_busy_share(pods: Sequence[PodMetrics], now_s: float) -> float | None:
+    """Evaluate sam:model_busy_share:sum for models that make no batches: as many executions as requests."""
+    computed = sum_of_rates([pod.busy_us for pod in pods], now_s)
+    return None if computed is None else computed / 1e6
+
+
 def in_flight_share(pods: Sequence[PodMetrics], _: float) -> float | None:
     """Evaluate sam:in_flight_share:sum."""
     return sum(pod.in_flight / pod.limit for pod in pods) if pods else None
@@ -105,6 +117,7 @@ def pods_wanted_when_shedding(pods: Sequence[PodMetrics], now_s: float) -> float
 
 RULES: dict[str, Callable[[Sequence[PodMetrics], float], float | None]] = {
     "sam:queued_requests:sum": queued_requests,
+    "sam:model_busy_share:sum": model_busy_share,
     "sam:in_flight_share:sum": in_flight_share,
     "sam:pods_wanted_when_shedding": pods_wanted_when_shedding,
 }

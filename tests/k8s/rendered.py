@@ -1,7 +1,9 @@
-"""The overlays as `kubectl kustomize` renders them."""
+"""Base and overlays as `kubectl kustomize` renders them, and the base with each component that no overlay has."""
 
+import os
 import re
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,18 +14,30 @@ from tests.running import ROOT
 from tests.system_packages import require
 
 K8S = ROOT / "k8s"
-TARGETS = tuple(
-    str(path.parent.relative_to(K8S)) for path in sorted([*K8S.glob("base/kust*"), *K8S.glob("overlays/*/kust*")])
-)
+BASE = "base"
+OVERLAYS = tuple(str(path.parent.relative_to(K8S)) for path in sorted(K8S.glob("overlays/*/kustomization.yaml")))
+ALONE = tuple(f"components/{name}" for name in ("hpa", "mig", "mtls", "tls"))
+TARGETS = (BASE, *OVERLAYS, *ALONE)
 
 Object = dict[str, Any]
 
 
 @cache
 def text_of(target: str) -> str:
-    """Return the YAML of `base` or of an overlay."""
+    """Return the YAML of one of `TARGETS`; a component is put on the base."""
     require("kubectl", "kubectl")
-    return subprocess.run(["kubectl", "kustomize", K8S / target], capture_output=True, text=True, check=True).stdout
+    if target not in ALONE:
+        return rendered(K8S / target)
+    with tempfile.TemporaryDirectory() as folder:
+        above = Path(os.path.relpath(K8S, Path(folder).resolve()))  # absolute paths are not taken
+        kustomization = {"namespace": "sam", "resources": [str(above / BASE)], "components": [str(above / target)]}
+        Path(folder, "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        return rendered(Path(folder))
+
+
+def rendered(kustomization: Path) -> str:
+    """Return the YAML of a folder with a kustomization."""
+    return subprocess.run(["kubectl", "kustomize", kustomization], capture_output=True, text=True, check=True).stdout
 
 
 def objects_of(target: str) -> list[Object]:

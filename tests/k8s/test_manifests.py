@@ -8,7 +8,18 @@ import pytest
 import yaml
 
 from service.settings import Settings
-from tests.k8s.rendered import K8S, TARGETS, bytes_of, containers_of, kustomizations, objects_of, one, pod_of
+from tests.k8s.rendered import (
+    ALONE,
+    K8S,
+    OVERLAYS,
+    TARGETS,
+    bytes_of,
+    containers_of,
+    kustomizations,
+    objects_of,
+    one,
+    pod_of,
+)
 
 VERSIONS = ("1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
 SCHEMAS = Path(__file__).with_name("schemas")
@@ -52,7 +63,7 @@ def test_ports_are_the_gateway_s_and_every_named_port_exists(target: str) -> Non
         assert {port["targetPort"] for port in one(target, "Service", name)["spec"]["ports"]} <= set(ports)
     for container in containers_of(pod).values():
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            if probe in container:
+            if "httpGet" in container.get(probe, {}):
                 assert container[probe]["httpGet"]["port"] in {port["name"] for port in container["ports"]}
 
 
@@ -120,8 +131,12 @@ def test_containers_are_locked_down(target: str) -> None:
 @targets
 def test_readiness_is_the_canary_and_liveness_is_not(target: str) -> None:
     gateway = containers_of(pod_of(target))["gateway"]
-    assert gateway["readinessProbe"]["httpGet"]["path"] == "/readyz"
-    assert gateway["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    asked = {name: gateway[f"{name}Probe"] for name in ("startup", "readiness", "liveness")}
+    paths = {
+        name: each["httpGet"]["path"] if "httpGet" in each else each["exec"]["command"][-1]
+        for name, each in asked.items()
+    }
+    assert paths == {"startup": "/healthz", "readiness": "/readyz", "liveness": "/healthz"}
 
 
 @pytest.mark.parametrize("path", [str(path.relative_to(K8S)) for path in kustomizations()])
@@ -133,24 +148,66 @@ def test_every_file_is_used(path: str) -> None:
         assert file == kustomization or file.name in text, f"{file} is not used"
 
 
+def test_every_component_is_rendered() -> None:
+    """In an overlay, or on the base alone."""
+    used = {
+        name.removeprefix("../../")
+        for overlay in OVERLAYS
+        for name in yaml.safe_load((K8S / overlay / "kustomization.yaml").read_text()).get("components", [])
+    }
+    assert used | set(ALONE) == {str(path.parent.relative_to(K8S)) for path in K8S.glob("components/*/kust*")}
+
+
+def recorded() -> set[str]:
+    """Return the names of the recording rules."""
+    groups = yaml.safe_load((K8S / "components/monitoring/rules.yaml").read_text())["spec"]["groups"]
+    return {rule["record"] for group in groups for rule in group["rules"] if "record" in rule}
+
+
 @targets
 def test_the_scaler_asks_for_what_is_recorded(target: str) -> None:
     """KEDA's queries are names of recording rules, but for the one that must see callers when there is no pod."""
     kinds = {each["kind"] for each in objects_of(target)}
     if "ScaledObject" not in kinds:
         return
-    recorded = {
-        rule.get("record")
-        for group in one(target, "PrometheusRule", "sam")["spec"]["groups"]
-        for rule in group["rules"]
-    }
     scaler = one(target, "ScaledObject", "sam")["spec"]
     queries = {trigger["name"]: trigger["metadata"]["query"] for trigger in scaler["triggers"]}
-    assert {query for name, query in queries.items() if name != "callers"} <= recorded
+    assert {query for name, query in queries.items() if name != "callers"} <= recorded()
     assert ("callers" in queries) == (scaler["minReplicaCount"] == 0)
-    assert "replicas" not in one(target, "Deployment", "sam")["spec"], (
-        "the scaler's and the manifest's number would fight"
-    )
+
+
+def test_with_scale_to_zero_only_callers_keep_a_pod() -> None:
+    """KEDA goes to zero when no trigger is above its activation threshold and none fails."""
+    triggers = one("overlays/scale-to-zero", "ScaledObject", "sam")["spec"]["triggers"]
+    for trigger in triggers:
+        by_callers = trigger["name"] == "callers"
+        assert (float(trigger["metadata"]["activationThreshold"]) < 1) == by_callers
+        assert trigger["metadata"]["ignoreNullValues"] == ("false" if by_callers else "true")
+
+
+@targets
+def test_a_scaler_has_the_number_of_pods_to_itself(target: str) -> None:
+    """The manifest's number and the scaler's would fight at every `kubectl apply`."""
+    deployment = one(target, "Deployment", "sam")
+    scaled = [each for each in objects_of(target) if each["kind"] in {"ScaledObject", "HorizontalPodAutoscaler"}]
+    assert len(scaled) <= 1
+    for each in scaled:
+        assert each["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+        assert each["spec"]["scaleTargetRef"].get("kind", "Deployment") == "Deployment"
+        assert each["metadata"]["namespace"] == deployment["metadata"]["namespace"]
+    assert ("replicas" in deployment["spec"]) == (not scaled)
+
+
+def test_prometheus_adapter_s_rules_give_the_hpa_the_recorded_totals() -> None:
+    """A total has no label `namespace`: the adapter must not ask for it, and the HPA must not select by labels."""
+    asked = one("components/hpa", "HorizontalPodAutoscaler", "sam")["spec"]["metrics"]
+    rules = yaml.safe_load((K8S / "components/hpa/adapter-rules.yaml").read_text())["externalRules"]
+    assert {rule["name"]["as"] for rule in rules} == {metric["external"]["metric"]["name"] for metric in asked}
+    assert all(set(metric["external"]["metric"]) == {"name"} for metric in asked)
+    for rule in rules:
+        assert rule["seriesQuery"] == rule["metricsQuery"]
+        assert rule["seriesQuery"] in recorded()
+        assert rule["resources"] == {"namespaced": False}
 
 
 def test_hpa_and_keda_scale_by_the_same_rules() -> None:
