@@ -24,6 +24,22 @@ def test_it_can_be_imported(name: str) -> None:
     importlib.import_module(name)
 
 
+def test_the_gpu_program_runs_on_a_machine_without_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And says so."""
+    gpu = importlib.import_module("benchmarks.gpu")
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--quick", "--csv", str(tmp_path)])
+    gpu.main()
+    assert "There is no GPU here" in capsys.readouterr().out
+    _, rows = read_sheet(tmp_path / "gpu.csv")
+    assert {(row.table, row.at) for row in rows} == {
+        (f"sam-tiny {graph} on CPU by images", at) for graph in ("encoder", "decoder") for at in ("1", "2")
+    }
+    assert all(row.value > 0 for row in rows)
+
+
 @pytest.mark.parametrize("name", [module_of(path) for path in PROGRAMS])
 def test_a_program_tells_what_it_does(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
