@@ -26,11 +26,11 @@ def photograph(number: int, size: tuple[int, int] = (480, 640)) -> bytes:
 
 
 class Popularity:
-    """Numbers 0 to `count` - 1 by Zipf's law: how often number n comes is proportional to (n + 1) ** -`exponent`."""
+    """Numbers 0 to `count` - 1 by Zipf's law: how often number n comes is proportional to 1 / (n + 1)."""
 
-    def __init__(self, count: int, exponent: float = 1.0) -> None:
+    def __init__(self, count: int) -> None:
         self._numbers = range(count)
-        self._weights = list(accumulate((number + 1) ** -exponent for number in self._numbers))
+        self._weights = list(accumulate(1 / (number + 1) for number in self._numbers))
 
     def one(self, chance: random.Random) -> int:
         """Draw a number."""
