@@ -4,7 +4,8 @@ Workers, prompts per request and megapixels are varied around a model that costs
 that all of the time is the gateway's own; prompts per request also with the real model, which batches them. Clients
 share the cores with what they measure, so prompts per second say little; the CPU time that the workers spend on one
 prompt, each with a mask of 480 x 640 turned into run lengths, is what travels. How a look-up grows with the images in
-the index is measured as in `benchmarks.cache`. Rounds are interleaved.
+the index is measured as in `benchmarks.cache`. Rounds are interleaved. `--parts whole` compares numbers of workers of
+the whole service, real model included.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from tests.arenas import arena_name
 CALLERS = 8
 SIZES = {"0.3": (480, 640), "2": (1224, 1632), "12": (3000, 4000), "50": (6124, 8165)}  # megapixels: height, width
 CEILING = "The gateway's own ceiling by workers"
+WHOLE = "The whole service by workers"
 INDEX = "The index by images"
 PROMPTS = "Prompts in one request by prompts"
 MEGAPIXELS = "One caller, image by megapixels"
@@ -33,11 +35,12 @@ def main() -> None:
     parser = arguments("scale", __doc__)
     parts = {
         "workers": measure_workers,
+        "whole": measure_whole,
         "index": measure_index,
         "prompts": measure_prompts,
         "megapixels": measure_megapixels,
     }
-    parser.add_argument("--parts", nargs="+", choices=list(parts), default=list(parts))
+    parser.add_argument("--parts", nargs="+", choices=list(parts), default=[part for part in parts if part != "whole"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement (default: %(default)s)")
     options = parser.parse_args()
@@ -56,11 +59,25 @@ def measure_workers(sheet: Sheet, options: argparse.Namespace) -> None:
         for _ in range(options.rounds):
             for count, service in services.items():
                 for transport in TRANSPORTS:
-                    target = Target(transport, service.addresses[transport], channels=CALLERS)
-                    loop = Loop(CALLERS * count, options.seconds, watched=service.processes)
-                    figures = asyncio.run(run(target, loop)).figures()
+                    figures = saturated(service, transport, CALLERS * count, options.seconds)
                     figures["prompts/s of one core"] = 1e6 / figures["gateway CPU us/prompt"]
                     sheet.add(CEILING, transport, figures, at=count)
+
+
+def measure_whole(sheet: Sheet, options: argparse.Namespace) -> None:
+    """The whole service, model included, by number of workers: which number is best on this machine."""
+    with ExitStack() as stack:
+        services = {count: stack.enter_context(real_service(SAM_WORKERS=str(count))) for count in (1, 2)}
+        for _ in range(options.rounds):
+            for count, service in services.items():
+                for transport in TRANSPORTS:
+                    sheet.add(WHOLE, transport, saturated(service, transport, CALLERS, options.seconds), at=count)
+
+
+def saturated(service: Service, transport: str, callers: int, seconds: float) -> dict[str, float]:
+    """Return the figures of a closed loop whose callers have a connection each."""
+    target = Target(transport, service.addresses[transport], channels=callers)
+    return asyncio.run(run(target, Loop(callers, seconds, watched=service.processes))).figures()
 
 
 def measure_index(sheet: Sheet, options: argparse.Namespace) -> None:

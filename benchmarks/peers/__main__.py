@@ -12,19 +12,15 @@ Rounds are interleaved; callers and servers share the cores. Printed: medians ov
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-
-import httpx
 
 from benchmarks.figures import Sheet, arguments
 from benchmarks.peers.callers import CALLERS
 from benchmarks.peers.sessions import Work, measured
-from benchmarks.services import real_service
+from benchmarks.services import real_service, wait_for
 from tests.running import free_ports, free_settings, triton_alone
 
-START_S = 120.0
 USUAL = ("original", "transformers")
 
 
@@ -50,21 +46,6 @@ def triton_without_gateway() -> Iterator[str]:
     with triton_alone(address, metrics_port):
         wait_for(f"http://127.0.0.1:{metrics_port}/metrics")
         yield address
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes] | None = None) -> None:
-    """Return when `url` answers."""
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if process is not None and process.poll() is not None:
-            raise RuntimeError(f"the server ended with {process.returncode}")
-        try:
-            if httpx.get(url).is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise RuntimeError(f"{url} does not answer")
 
 
 def main() -> None:
