@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTRITON := nvidia-pytriton==0.7.0
 CHECKOV := checkov==3.3.30
 
-.PHONY: help serve test check k8s-check faults format generate clean
+.PHONY: help serve test check k8s-check faults bench format generate clean
 
 help:
 	@echo "make serve   a real Triton on the CPU, the bundled sam-tiny model, and the gateway"
@@ -12,6 +12,7 @@ help:
 	@echo "make check   format, lint, types, layers, generated files, unit tests"
 	@echo "make k8s-check  images, manifests, rules and dashboard, against real tools (part of make test)"
 	@echo "make faults  injects every fault and prints what was promised beside what was measured (long)"
+	@echo "make bench   what a prompt costs, beside what people use today: tables and plots in out/bench (some minutes)"
 
 serve: .venv/.serve
 	@exec $(BIN)/python -m service --embedded
@@ -41,6 +42,15 @@ k8s-check: .venv/.test .venv/checkov/bin/checkov
 faults: .venv/.test
 	$(BIN)/python -m pytest tests/faults --full
 
+# The short forms; each program has a long one, and benchmarks/ has more programs. An idle machine gives figures to keep.
+BENCH := out/bench
+bench: .venv/.bench
+	$(BIN)/python -m benchmarks.budget --quick --csv $(BENCH)
+	$(BIN)/python -m benchmarks.peers --quick --csv $(BENCH)
+	$(BIN)/python -m benchmarks.load --quick --csv $(BENCH)
+	$(BIN)/python -m benchmarks.scale --quick --csv $(BENCH)
+	$(BIN)/python -m benchmarks.report $(BENCH)
+
 format: .venv/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -66,6 +76,10 @@ generate: .venv/.test
 .venv/checkov/bin/checkov: .venv/.serve
 	@$(BIN)/python -m venv .venv/checkov
 	.venv/checkov/bin/pip install --quiet --no-compile $(CHECKOV)
+
+.venv/.bench: .venv/.test
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[serve,cpu,otel,export,test,bench]'
+	@touch $@
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

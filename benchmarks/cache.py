@@ -30,7 +30,7 @@ from tritonclient.grpc._utils import _get_inference_request
 
 from service.cache.answer_slots import MAX_SLOTS
 from service.cache.arena import PAGE_BYTES, open_arena, slot_bytes_of
-from service.cache.contract import Wanted
+from service.cache.contract import TensorShapes, Wanted
 from service.cache.embeddings import EmbeddingCache, cache_key
 from service.cache.files import Files
 from service.cache.index import Index, Limits
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 REPOSITORIES = Path(__file__).parent.parent / "model_repository"
 SPARE_SLOTS = 64 * MAX_SLOTS  # what the workers that are opened here hold for answers
 IDENTITY, TENANT, DIGEST = "benchmark", "anonymous", "sha256:" + "5" * 64
-SMALL = {EMBEDDING: ("float16", (8, 4, 4))}
+SMALL: TensorShapes = {EMBEDDING: ("float16", (8, 4, 4))}
 VIT_SHAPE = (256, 64, 64)
 LIMITS = Limits(claim_s=60, lease_s=0)
 AN_HOUR_S = 3600.0

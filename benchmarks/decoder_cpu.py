@@ -1,6 +1,6 @@
 """The mask decoder on one CPU thread: the original's graph beside ours, real SAM shapes, same ONNX Runtime.
 
-Run: python benchmarks/decoder_cpu.py [--rounds 30]
+Run: python -m benchmarks.decoder_cpu [--rounds 30]
 
 The original is the package's own `SamOnnxModel`, run as far as its low-res masks (its upscaling to the image's size is
 the gateway's work here). CPU time, rounds interleaved, smallest of each graph: other work on the machine disturbs all
@@ -8,7 +8,6 @@ of them alike. Weights are random; arithmetic and shapes are ViT-B/L/H's, whose 
 """
 
 import argparse
-import sys
 import tempfile
 import time
 import warnings
@@ -20,17 +19,13 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "export")]
-
-from original import original_sam  # noqa: E402 - the reference that the tests use
-
-from export.architecture import Architecture  # noqa: E402
-from export.meta_keys import sam_keys_from_meta  # noqa: E402
-from export.onnx_from_torch import export_onnx, module_for  # noqa: E402
-from export.spec import graph_spec  # noqa: E402
-from export.weights import Weights  # noqa: E402
-from service.tensors import DECODER_MODEL  # noqa: E402
+from export.architecture import Architecture
+from export.meta_keys import sam_keys_from_meta
+from export.onnx_from_torch import export_onnx, module_for
+from export.spec import graph_spec
+from export.weights import Weights
+from service.tensors import DECODER_MODEL
+from tests.export.original import original_module, original_sam  # the reference that the tests use
 
 SHAPE = Architecture(1024, width=96, depth=1, heads=2, window=14, global_blocks=(0,))  # the encoder is not run
 OURS = ["SkipLayerNormFusion"]  # what the served model disables
@@ -50,13 +45,11 @@ def session(path: Path, disabled_optimizers: list[str]) -> ort.InferenceSession:
 
 def export_original(sam: Any, path: Path) -> None:  # noqa: ANN401
     """Export the package's own `SamOnnxModel` as its script does: TorchScript exporter, opset 17."""
-    from segment_anything.utils.onnx import SamOnnxModel  # noqa: PLC0415 - `original` has made it importable
-
     example = {name: torch.from_numpy(array) for name, array in original_feeds().items()}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            SamOnnxModel(sam, return_single_mask=False).eval(),
+            original_module("utils.onnx").SamOnnxModel(sam, return_single_mask=False).eval(),
             tuple(example.values()),
             str(path),
             input_names=list(example),
@@ -103,7 +96,9 @@ def timed_run(
 
 def main() -> None:
     """Export, compare, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.decoder_cpu", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--rounds", type=int, default=40)
     rounds = parser.parse_args().rounds
     sam = original_sam(SHAPE)

@@ -51,10 +51,10 @@ def main() -> None:
         print(f"{name:<20}{statistics.median(kept):>10.1f}{min(kept):>10.1f}{max(kept):>10.1f}")
 
 
-def session(model: str) -> ort.InferenceSession:
-    """Open a served graph as model.py does."""
+def session(model: str, threads: int | None = None) -> ort.InferenceSession:
+    """Open a served graph as model.py does, with all cores unless a number of threads is given."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     path = ROOT / "model_repository" / "cpu" / model / "1" / "model.onnx"

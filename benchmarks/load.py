@@ -3,68 +3,88 @@
 Arrivals are a Poisson process, drawn before the first request is sent. Each latency counts from the moment at which the
 request was due, so a stalled server (or a stalled generator) cannot hide what it did to those who came meanwhile
 (coordinated omission). Each load is a process of its own: what one generator does, another one does not feel.
+
+The program's load are people: each comes for one photograph (popular ones more often, by Zipf's law), clicks on it a
+few times, and thinks before each further click. Who finds the photograph no longer cached uploads it first, and that
+click's latency has the upload in it. Without `--address` it starts a service of its own, and tells what CPU time the
+gateway and Triton spent.
 """
 
 import argparse
 import asyncio
-import json
-import math
 import multiprocessing
 import random
+import statistics
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-import grpc
-from google.rpc import error_details_pb2, status_pb2
-
-from service.rpc.pb import segment_anything_pb2 as pb
-from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
+from benchmarks.callers import NOT_CACHED, OK, TRANSPORTS, Answer, Caller, Target, calling
+from benchmarks.figures import Sheet, arguments, quantile
+from benchmarks.machine import cpu_s_of
+from benchmarks.photographs import Popularity, photograph
+from benchmarks.services import real_service
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from multiprocessing.queues import Queue
 
 PHOTO = Path(__file__).parent.parent / "service" / "rest" / "static" / "samples" / "cat.jpg"
-CLICK = {"prompts": [{"points": [[200, 150, 1]]}]}
-CHANNELS = 4
-LEAD_S = 1.5  # until the first request is due: processes have started by then
-MAX_IDLE_S = 2.0  # of a connection: servers close idle ones, and a request may meet that on its way
-OK = "ok"
+START_S = 120.0  # in which all processes must be ready to send
+LEAD_S = 0.2  # from then until the first request may be due
+QUANTILES = {"p50 ms": 0.5, "p95 ms": 0.95, "p99 ms": 0.99, "p99.9 ms": 0.999}
 
 
 @dataclass(frozen=True)
 class Load:
-    """What to send: `rate` requests per second on average, for `seconds`, each with `deadline_s`."""
+    """What to send: `rate` requests per second on average, for `seconds`, each with `deadline_s`.
+
+    `kind` "prompt": on the cached image `image_id`; "encode": uploads, each under an id of its own; "session": people
+    who come for one of `photographs`, click `clicks` times, and think for `think_s` on average in between. They come
+    during `seconds`; the last of them leave later.
+    """
 
     transport: str  # "HTTP" or "gRPC"
     address: str  # host:port
     rate: float
     seconds: float
-    kind: str = "prompt"  # on the cached image `image_id`; or "encode": uploads, each under an id of its own
+    kind: str = "prompt"
     image_id: str = "load"
     key: str = ""
     deadline_s: float = 10.0
     seed: int = 0
+    photographs: int = 200
+    clicks: int = 8
+    think_s: float = 1.0
 
     @property
-    def metadata(self) -> dict[str, str]:
-        """What says who calls."""
-        return {"authorization": f"Bearer {self.key}"} if self.key else {}
+    def target(self) -> Target:
+        """Whom to send it to."""
+        return Target(self.transport, self.address, self.key, self.deadline_s)
+
+    @property
+    def longest_s(self) -> float:
+        """When the last answer is there at the latest; nobody thinks ten times as long as people do on average."""
+        session_s = self.clicks * (10 * self.think_s + self.deadline_s) if self.kind == "session" else self.deadline_s
+        return self.seconds + session_s
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One request: when it was due, the time from then to its answer, the outcome, and when to come back if told."""
+    """One request: when it was due, the time from then to its answer, the outcome, and when to come back if told.
+
+    `cached` is False if it needed an upload first.
+    """
 
     due_s: float
     took_s: float
     outcome: str
     retry_after_s: float | None
+    cached: bool = True
 
 
 @dataclass
@@ -85,167 +105,179 @@ class Samples:
 
     def quantile_s(self, part: float, *outcomes: str) -> float:
         """Return the latency that `part` of those with these outcomes did not exceed."""
-        times_s = sorted(sample.took_s for sample in self.of(*outcomes))
-        return times_s[min(int(part * len(times_s)), len(times_s) - 1)] if times_s else 0.0
+        return quantile(sorted(sample.took_s for sample in self.of(*outcomes)), part)
 
-
-Send = Callable[[int], Awaitable[tuple[str, float | None]]]
+    def figures(self) -> dict[str, float]:
+        """Return the figures of a table's line."""
+        good, count = self.of(OK), max(len(self.all), 1)
+        misses_s = [sample.took_s for sample in good if not sample.cached]
+        return {
+            "requests": len(self.all),
+            "good/s": self.goodput(min(self.load.seconds / 3, self.load.clicks * self.load.think_s)),
+            "hits %": 100 * (1 - len(misses_s) / max(len(good), 1)),
+            **{name: 1000 * self.quantile_s(part, OK) for name, part in QUANTILES.items()},
+            "p50 of misses ms": 1000 * statistics.median(misses_s) if misses_s else 0.0,
+            "not answered %": 100 * (1 - len(good) / count),
+        }
 
 
 def run_loads(*loads: Load) -> list[Samples]:
     """Run loads side by side, each in a process of its own, and return what became of each."""
     spawn = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
     queue: Queue[tuple[int, list[Sample]]] = spawn.Queue()
-    begin_s = monotonic() + LEAD_S
-    processes = [spawn.Process(target=_run, args=(index, load, begin_s, queue)) for index, load in enumerate(loads)]
+    start = spawn.Barrier(len(loads))
+    processes = [spawn.Process(target=_run, args=(index, load, start, queue)) for index, load in enumerate(loads)]
     for process in processes:
         process.start()
-    longest_s = max(load.seconds + load.deadline_s for load in loads)
-    results = dict(queue.get(timeout=longest_s + 60) for _ in processes)
+    longest_s = max(load.longest_s for load in loads)
+    results = dict(queue.get(timeout=START_S + longest_s) for _ in processes)
     for process in processes:
         process.join()
     return [Samples(load, results[index]) for index, load in enumerate(loads)]
 
 
 def arrivals_s(load: Load) -> Iterator[float]:
-    """Yield the times of a Poisson process."""
+    """Yield the times of a Poisson process: of requests, or of people who bring `clicks` of them each."""
     chance = random.Random(load.seed)  # noqa: S311 - chance, not secrets
-    at_s = chance.expovariate(load.rate)
+    rate = load.rate / load.clicks if load.kind == "session" else load.rate
+    at_s = chance.expovariate(rate)
     while at_s < load.seconds:
         yield at_s
-        at_s += chance.expovariate(load.rate)
+        at_s += chance.expovariate(rate)
 
 
-def _run(index: int, load: Load, begin_s: float, queue: "Queue[tuple[int, list[Sample]]]") -> None:
-    queue.put((index, asyncio.run(_send_all(load, begin_s))))
+def _run(index: int, load: Load, start: Barrier, queue: "Queue[tuple[int, list[Sample]]]") -> None:
+    queue.put((index, asyncio.run(_send_all(load, start))))
 
 
-async def _send_all(load: Load, begin_s: float) -> list[Sample]:
-    connect = {"HTTP": _over_http, "gRPC": _over_grpc}[load.transport]
-    samples: list[Sample] = []
-
-    async def one(number: int, due_s: float, send: Send) -> None:
-        try:
-            outcome, retry_after_s = await asyncio.wait_for(send(number), load.deadline_s + 1)
-        except (OSError, EOFError) as error:
-            outcome, retry_after_s = type(error).__name__, None
-        samples.append(Sample(due_s, monotonic() - begin_s - due_s, outcome, retry_after_s))
-
-    async with connect(load) as send, asyncio.TaskGroup() as group:
+async def _send_all(load: Load, start: Barrier) -> list[Sample]:
+    if load.kind == "session":
+        for number in range(load.photographs):
+            photograph(number)  # drawn now, not while others are due
+    async with calling(load.target) as caller, asyncio.TaskGroup() as group:
+        start.wait(START_S)
+        begin_s = monotonic() + LEAD_S
+        sending = Sending(load, caller, begin_s)
         for number, due_s in enumerate(arrivals_s(load)):
             await asyncio.sleep(begin_s + due_s - monotonic())
-            group.create_task(one(number, due_s, send))
-    return samples
+            group.create_task(sending.arrival(number, due_s))
+    return sending.samples
 
 
-@asynccontextmanager
-async def _over_grpc(load: Load) -> "AsyncIterator[Send]":
-    """Spread requests over a few channels, each with a connection of its own, all open before the first request."""
-    async with AsyncExitStack() as stack:
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        channels = [
-            await stack.enter_async_context(grpc.aio.insecure_channel(load.address, options)) for _ in range(CHANNELS)
-        ]
-        await asyncio.gather(*(channel.channel_ready() for channel in channels))
-        stubs = [pb_grpc.SegmentAnythingStub(channel) for channel in channels]  # type: ignore[no-untyped-call]
-        prompts = pb.SegmentRequest(
-            image_id=load.image_id, prompts=[pb.Prompt(points=[pb.Point(x=200, y=150, label=1)])]
-        )
-        photo, metadata = PHOTO.read_bytes(), tuple(load.metadata.items())
+class Sending:
+    """Sends what arrivals bring, and keeps a sample of each request."""
 
-        async def send(number: int) -> tuple[str, float | None]:
-            stub = stubs[number % CHANNELS]
-            try:
-                if load.kind == "prompt":
-                    await stub.Segment(prompts, timeout=load.deadline_s, metadata=metadata)
-                else:
-                    upload = pb.EmbedImageRequest(image_id=f"{load.image_id}-{load.seed}-{number}", image=photo)
-                    await stub.EmbedImage(upload, timeout=load.deadline_s, metadata=metadata)
-            except grpc.aio.AioRpcError as error:
-                return _reason_of(error)
-            return OK, None
+    def __init__(self, load: Load, caller: Caller, begin_s: float) -> None:
+        self.samples: list[Sample] = []
+        self._load = load
+        self._caller = caller
+        self._begin_s = begin_s
+        self._photo = PHOTO.read_bytes()
+        self._popularity = Popularity(load.photographs)
 
-        yield send
+    async def arrival(self, number: int, due_s: float) -> None:
+        """Send a request, or a session's."""
+        load = self._load
+        if load.kind != "session":
+            await self._click(number, due_s, load.image_id)
+            return
+        chance = random.Random(f"{load.seed}/{number}")  # noqa: S311
+        chosen = self._popularity.one(chance)
+        for _ in range(load.clicks):
+            await asyncio.sleep(self._begin_s + due_s - monotonic())
+            await self._click(number, due_s, f"{load.image_id}-{chosen}", chosen)
+            due_s = monotonic() - self._begin_s + chance.expovariate(1 / load.think_s)
 
-
-def _reason_of(error: grpc.aio.AioRpcError) -> tuple[str, float | None]:
-    trailers = dict(error.trailing_metadata() or ())
-    pushback = trailers.get("grpc-retry-pushback-ms")
-    info = error_details_pb2.ErrorInfo()
-    for detail in status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b"")).details:
-        detail.Unpack(info)
-    return info.reason or error.code().name, None if pushback is None else int(pushback) / 1000
-
-
-@asynccontextmanager
-async def _over_http(load: Load) -> "AsyncIterator[Send]":
-    """Send each request over a connection that is idle, or a new one."""
-    host, _, port = load.address.rpartition(":")
-    idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
-    headers = load.metadata | {"host": load.address, "x-request-timeout": f"{load.deadline_s:g}"}
-    body = json.dumps(CLICK).encode() if load.kind == "prompt" else PHOTO.read_bytes()
-    content_type = "application/json" if load.kind == "prompt" else "image/jpeg"
-    headers |= {"content-type": content_type, "content-length": str(len(body))}
-    rest = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode() + b"\r\n" + body
-
-    async def send(number: int) -> tuple[str, float | None]:
-        if load.kind == "prompt":
-            line = f"POST /v1/images/{load.image_id}/masks HTTP/1.1\r\n"
-        else:
-            line = f"PUT /v1/images/{load.image_id}-{load.seed}-{number} HTTP/1.1\r\n"
-        idle_since_s, reader, writer = idle.pop() if idle else (-math.inf, None, None)
-        if reader is None or writer is None or monotonic() - idle_since_s > MAX_IDLE_S:
-            if writer is not None:
-                writer.close()
-            reader, writer = await asyncio.open_connection(host, int(port))
+    async def _click(self, number: int, due_s: float, image_id: str, chosen: int | None = None) -> None:
         try:
-            writer.write(line.encode() + rest)
-            outcome, retry_after_s, reusable = await _answer(reader)
-        except BaseException:
-            writer.close()
-            raise
-        if reusable:
-            idle.append((monotonic(), reader, writer))
-        else:
-            writer.close()
-        return outcome, retry_after_s
+            answer, cached = await asyncio.wait_for(self._answer(number, image_id, chosen), self._load.deadline_s + 1)
+        except (OSError, EOFError) as error:
+            answer, cached = Answer(type(error).__name__), True
+        took_s = monotonic() - self._begin_s - due_s
+        self.samples.append(Sample(due_s, took_s, answer.outcome, answer.retry_after_s, cached))
 
-    try:
-        yield send
-    finally:
-        for _, _, writer in idle:
-            writer.close()
+    async def _answer(self, number: int, image_id: str, chosen: int | None) -> tuple[Answer, bool]:
+        """Return the answer, and whether the image was cached."""
+        if self._load.kind == "encode":
+            return await self._caller.upload(f"{image_id}-{self._load.seed}-{number}", self._photo), True
+        answer = await self._caller.prompt(image_id)
+        if answer.outcome != NOT_CACHED or chosen is None:
+            return answer, True
+        answer = await self._caller.upload(image_id, photograph(chosen))
+        return (await self._caller.prompt(image_id) if answer.outcome == OK else answer), False
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[str, float | None, bool]:
-    """Read one answer; return its outcome, its Retry-After, and whether the connection stays open."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
-    body = await reader.readexactly(int(headers.get("content-length", 0)))
-    outcome = OK if int(head[0].split()[1]) < 300 else json.loads(body)["reason"]
-    retry_after = headers.get("retry-after")
-    reusable = headers.get("connection", "").lower() != "close"
-    return outcome, None if retry_after is None else float(retry_after), reusable
+async def warmed(load: Load, photographs: int) -> None:
+    """Upload the most popular ones, so that the load meets a cache as it is after a while."""
+    async with calling(load.target) as caller:
+        for number in range(photographs):
+            answer = await caller.upload(f"{load.image_id}-{number}", photograph(number))
+            assert answer.outcome == OK, answer.outcome
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Send one load to a running service, and print what became of it."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.partition("\n")[0])
-    parser.add_argument("--transport", choices=["HTTP", "gRPC"], default="gRPC")
-    parser.add_argument("--address", default="127.0.0.1:50051", help="host:port (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=20.0, help="requests per second (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for how long (default: %(default)s)")
-    parser.add_argument("--kind", choices=["prompt", "encode"], default="prompt")
-    parser.add_argument("--image-id", default="load", help="the cached image to prompt, or the beginning of new ids")
-    parser.add_argument("--key", default="", help="API key")
-    parser.add_argument("--deadline-s", type=float, default=10.0, help="of each request (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other arrivals")
-    (samples,) = run_loads(Load(**vars(parser.parse_args(argv))))
-    print(f"{len(samples.all)} requests, {samples.goodput():.1f} good answers per second")
-    print("outcome                count     p50 ms     p99 ms")
-    for outcome, count in Counter(sample.outcome for sample in samples.all).most_common():
-        p50_ms, p99_ms = (1000 * samples.quantile_s(part, outcome) for part in (0.5, 0.99))
-        print(f"{outcome:20} {count:7} {p50_ms:10.1f} {p99_ms:10.1f}")
+    """Send sessions over each transport in turn, and tell what became of them."""
+    options = parser().parse_args(argv)
+    if options.quick:
+        options.rounds, options.seconds = 1, 12.0
+    sheet = Sheet("load")
+    with nullcontext() if options.address else real_service() as service:
+        addresses = service.addresses if service else {options.transport: options.address}
+        watched = service.processes if service else {}
+        for turn in range(options.rounds):
+            for transport, address in addresses.items():
+                load = load_from(options, transport, address, options.seed + turn)
+                asyncio.run(warmed(load, options.warm))
+                before = cpu_s_of(watched)
+                (samples,) = run_loads(load)
+                spent = {name: seconds - before[name] for name, seconds in cpu_s_of(watched).items()}
+                add(sheet, samples, spent)
+                print(dict(Counter(sample.outcome for sample in samples.all)))
+    sheet.publish(options.csv)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    made = arguments("load", __doc__)
+    made.add_argument("--transport", choices=TRANSPORTS, default="gRPC", help="of --address (default: %(default)s)")
+    made.add_argument("--address", help="host:port of a running service, instead of one of its own")
+    made.add_argument("--rate", type=float, default=50.0, help="clicks per second (default: %(default)s)")
+    made.add_argument("--seconds", type=float, default=20.0, help="for how long (default: %(default)s)")
+    made.add_argument("--rounds", type=int, default=3, help="of each transport (default: %(default)s)")
+    made.add_argument("--photographs", type=int, default=200, help="that people come for (default: %(default)s)")
+    made.add_argument("--warm", type=int, default=50, help="of them cached at the start (default: %(default)s)")
+    made.add_argument("--clicks", type=int, default=8, help="of each session (default: %(default)s)")
+    made.add_argument("--think-s", type=float, default=1.0, help="between two clicks (default: %(default)s)")
+    made.add_argument("--key", default="", help="API key")
+    made.add_argument("--deadline-s", type=float, default=10.0, help="of each request (default: %(default)s)")
+    made.add_argument("--seed", type=int, default=0, help="another seed, other arrivals")
+    return made
+
+
+def load_from(options: argparse.Namespace, transport: str, address: str, seed: int) -> Load:
+    """Return the load that the command line asks for."""
+    return Load(
+        transport,
+        address,
+        options.rate,
+        options.seconds,
+        "session",
+        image_id=f"{transport}-{seed}",  # no load finds what another one had encoded
+        key=options.key,
+        deadline_s=options.deadline_s,
+        seed=seed,
+        photographs=options.photographs,
+        clicks=options.clicks,
+        think_s=options.think_s,
+    )
+
+
+def add(sheet: Sheet, samples: Samples, spent_s: dict[str, float]) -> None:
+    """Note one round."""
+    load = samples.load
+    title = f"Sessions of {load.clicks} clicks, {load.rate:g} clicks/s, on {load.photographs} photographs (Zipf)"
+    per_request = {f"{name} CPU ms": 1000 * spent / max(len(samples.all), 1) for name, spent in spent_s.items()}
+    sheet.add(title, load.transport, samples.figures() | per_request)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """From low-res logits to an answer's mask: the original's path beside ours, at 2 and 12 million pixels.
 
-Run: python benchmarks/masks.py [--rounds 31]
+Run: python -m benchmarks.masks [--rounds 31]
 
 The original's path: two full bilinear upscales (by OpenCV), threshold, a copy in column order, run lengths by
 pycocotools. Ours: `service.mask`, which solves for the mask's edges. Logits are of ViT-B/L/H's size, 256 x 256. CPU
@@ -11,17 +11,13 @@ disturbs both alike.
 import argparse
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from service.mask import Mask, MaskFormat, MaskOutput, mask_from_logits
 from service.upscaling import Frame
@@ -44,7 +40,8 @@ def wavy_disc(radius: float) -> NDArray[np.float16]:
     rows, columns = np.mgrid[:MASK_SIDE, :MASK_SIDE]
     angle = np.arctan2(rows - 96, columns - 128)
     distance = np.hypot(rows - 96, columns - 128) + radius / 12 * np.sin(9 * angle)
-    return (radius - distance).clip(-20, 20).astype(np.float16)
+    logits: NDArray[np.float16] = (radius - distance).clip(-20, 20).astype(np.float16)
+    return logits
 
 
 def original_counts(logits: NDArray[np.float16], frame: Frame) -> bytes:
@@ -90,7 +87,7 @@ def measure(name: str, size: tuple[int, int], shape: str, rounds: int) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.masks", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=31)
     rounds = parser.parse_args().rounds
     cv2.setNumThreads(1)

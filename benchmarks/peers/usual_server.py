@@ -7,12 +7,13 @@ the encoder; the model runs in a thread and on all cores.
 `python -m benchmarks.peers.usual_server original|transformers PORT` serves one.
 """
 
+import argparse
 import base64
 import hashlib
 import io
-import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -99,10 +100,14 @@ class Transformers:
         output = self._model(
             image_embeddings=embedding, input_points=points, input_labels=labels, multimask_output=True
         )
-        masks = self._processor.post_process_masks(output.pred_masks, original, reshaped)[0][0].numpy()
+        upscaled = self._processor.post_process_masks(output.pred_masks, original, reshaped)  # type: ignore[no-untyped-call]
+        masks = upscaled[0][0].numpy()
         scores = output.iou_scores[0, 0].numpy()
         best = int(scores.argmax())
         return masks[best], float(scores[best])
+
+
+PEERS: dict[str, Callable[[], Peer]] = {"original": Original, "transformers": Transformers}
 
 
 class Request(BaseModel):
@@ -136,9 +141,13 @@ def create_app(peer: Peer) -> FastAPI:
 
 def main() -> None:
     """Serve one of the two."""
-    which, port = sys.argv[1:]
-    peer: Peer = {"original": Original, "transformers": Transformers}[which]()
-    uvicorn.run(create_app(peer), host="127.0.0.1", port=int(port), log_level="warning")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers.usual_server", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("peer", choices=list(PEERS))
+    parser.add_argument("port", type=int)
+    options = parser.parse_args()
+    uvicorn.run(create_app(PEERS[options.peer]()), host="127.0.0.1", port=options.port, log_level="warning")
 
 
 if __name__ == "__main__":
