@@ -13,10 +13,8 @@ from struct import unpack_from
 from service.errors import UnsupportedImageError
 from service.image import ImageLimits, animated, check_size, damaged, too_many_bytes, too_many_parts
 
-MAX_SEGMENTS = 1024  # looked at in a JPEG; a photograph's profile and depth map are some hundred
-MAX_CHUNKS = (
-    8704  # in a PNG, or looked at in a WebP; 32 MiB in chunks of 4 KiB, the least that encoders make, are 8,192
-)
+MAX_SEGMENTS = 1024  # of a JPEG before its first scan; a photograph's profile and depth map are some hundred
+MAX_CHUNKS = 8704  # in a PNG, or looked at in a WebP; 32 MiB in 4 KiB, the least that encoders make, are 8,192
 MAX_SCANS = 100  # of a JPEG; a progressive photograph has about ten, and as many in what is appended to it
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -91,7 +89,7 @@ def _size_of_jpeg(data: bytes) -> tuple[int, int, bool]:
             break
         at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
     else:
-        size = None
+        raise too_many_parts(f"{MAX_SEGMENTS} segments")
     if size is None:
         raise damaged()
     height, width = size

@@ -236,7 +236,7 @@ async def _stop_when_quiet(rpc: RpcServer, gate: Gate, drain_s: float) -> None:
     while gate.turned_away != turned_away and now_s() < end_s - drain_s / 2:
         turned_away = gate.turned_away
         await asyncio.sleep(QUIET_S)
-    await rpc.stop(end_s - now_s())
+    await rpc.stop(max(0.0, end_s - now_s()))
 
 
 @asynccontextmanager

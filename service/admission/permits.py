@@ -12,10 +12,8 @@ from service.errors import OverloadedError
 
 ENCODE_PART = 4  # one permit in so many is for encodes
 MIN_RETRY_S = 0.05
-SMALL_BODY_BYTES = (
-    64 * 1024
-)  # most prompts; a sixteenth of the bytes is for these alone, so that uploads never stop them
-LARGE_BODIES_PART = 15 / 16
+# A sixteenth of the bytes is for small bodies alone: uploads, also those that do not come, never stop most prompts.
+SMALL_BODY_BYTES, LARGE_BODIES_PART = 64 * 1024, 15 / 16
 PATIENCE = 2.0  # who has waited so many times as long as anybody should is sent away: what was expected was wrong
 
 

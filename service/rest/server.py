@@ -15,7 +15,7 @@ from service.tls import TlsFiles
 KEEP_ALIVE_S = 75  # longer than clients and balancers keep a connection, so that they do not send into one that closes
 BACKLOG = 2048  # of connections that wait to be taken
 # Of these, so many in each turn of the event loop: asyncio would take all at once, and have everybody wait for them.
-ACCEPTS_PER_TURN = 4
+ACCEPTS_PER_TURN = 2
 
 
 class HttpServer(uvicorn.Server):
