@@ -14,11 +14,12 @@ from service.errors import InvalidPromptError
 from service.polygon import Polygon, polygons_from_edges
 from service.regions import holes_filled, islands_dropped
 from service.rle import binary_from_edges, edges_from_binary, rle_counts_from_edges
-from service.upscaling import Frame, edges_from_logits
+from service.upscaling import Frame, edges_from_logits, float32_from_float16
 
 STABILITY_OFFSET = 1.0  # the original's `calculate_stability_score`: IoU of the masks at logits +1 and -1
 MAX_REGION_AREA_PX = 1_000_000
 MAX_POLYGON_TOLERANCE_PX = 100.0
+QUICK_VALUES = 600_000  # three masks of 640 x 480 for an encoder of 384, one for an encoder of 1024
 
 
 class MaskFormat(StrEnum):
@@ -93,8 +94,19 @@ def chosen_candidates(scores: NDArray[np.float32], *, multimask: bool | None, is
     """
     if multimask is False or (multimask is None and not is_ambiguous):
         return [0]
-    best_first = 1 + np.argsort(-scores[1:], kind="stable")
-    return [int(index) for index in (best_first if multimask else best_first[:1])]
+    best_first = sorted(range(1, scores.size), key=scores.tolist().__getitem__, reverse=True)
+    return best_first if multimask else best_first[:1]
+
+
+def is_quick(frame: Frame, count: int, output: MaskOutput) -> bool:
+    """Return whether `count` masks are made in about a millisecond: a thread would take longer to come to it.
+
+    Under load a thread waits up to 5 ms for its turn with the interpreter, and makes the event loop wait as long for
+    its own. What takes time is to interpolate so many values.
+    """
+    values = count * frame.size[1] * frame.valid_size[0]
+    is_short = output.format in (MaskFormat.RLE, MaskFormat.NONE) and not output.min_region_area_px
+    return is_short and values <= QUICK_VALUES
 
 
 def masks_from_logits(
@@ -106,7 +118,7 @@ def masks_from_logits(
 
 def mask_from_logits(logits: NDArray[np.float16], score: float, frame: Frame, output: MaskOutput) -> Mask:
     """Turn low-res `logits` [4G, 4G] into a mask of the original's size."""
-    values = logits.astype(np.float32)
+    values = float32_from_float16(logits)
     edges = edges_from_logits(values, frame)
     if output.min_region_area_px:
         edges = _cleaned(edges, frame.size, output.min_region_area_px)

@@ -20,14 +20,22 @@ def edges_from_binary(binary: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 def binary_from_edges(edges: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Return the mask, bool [height, width] in column order, that has these edges."""
-    runs = np.diff(edges, prepend=0, append=size[0] * size[1])
+    runs = _runs_from_edges(edges, size)
     return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(size[::-1]).T
 
 
 def rle_counts_from_edges(edges: NDArray[np.int64], size: tuple[int, int]) -> bytes:
     """Return COCO's compressed run-length string, readable by pycocotools: runs down the columns, zeros first."""
-    runs = np.diff(edges, prepend=0, append=size[0] * size[1])
+    runs = _runs_from_edges(edges, size)
     return _counts_string(runs if runs[-1] else runs[:-1])
+
+
+def _runs_from_edges(edges: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int64]:
+    """Return the lengths of all runs, zeros first; the first and the last one may be empty."""
+    runs = np.empty(edges.size + 1, np.int64)
+    runs[:-1], runs[-1] = edges, size[0] * size[1]
+    runs[1:] -= edges
+    return runs
 
 
 def rle_counts_from_binary(binary: NDArray[np.bool_]) -> bytes:

@@ -34,7 +34,7 @@ from service.guard import Guard
 from service.image import Decoder, ImageLimits
 from service.image_header import read_header
 from service.images import Found, Images
-from service.mask import Mask, check_output, chosen_candidates, masks_from_logits
+from service.mask import Mask, check_output, chosen_candidates, is_quick, masks_from_logits
 from service.model_health import ModelHealth, Observer, Unobserved
 from service.preconditions import check_image_id, check_match, not_cached
 from service.prompt import PromptBatch, batches_from_prompts, check_prompts
@@ -239,10 +239,14 @@ class Segmenter:
             for place, logits, scores in zip(batch.places, output.low_res_masks, output.iou_scores, strict=False):
                 is_ambiguous = request.prompts[place].is_ambiguous
                 chosen = chosen_candidates(scores, multimask=request.multimask, is_ambiguous=is_ambiguous)
-                # A thread cannot be interrupted: one prompt at a time, so that deadlines and cancellation hold.
-                results[place] = await asyncio.to_thread(
-                    masks_from_logits, logits, scores, chosen, frame, request.output
-                )
+                # One prompt at a time, so that deadlines and cancellation hold: nothing of this can be interrupted.
+                if is_quick(frame, len(chosen), request.output):
+                    results[place] = masks_from_logits(logits, scores, chosen, frame, request.output)
+                    await asyncio.sleep(0)
+                else:
+                    results[place] = await asyncio.to_thread(
+                        masks_from_logits, logits, scores, chosen, frame, request.output
+                    )
             watch.lap("masks")
         timings = self._done(watch, level, len(request.prompts))
         in_order = tuple(results[place] for place in range(len(request.prompts)))

@@ -10,6 +10,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+import cv2
+
 from service.errors import StartError
 from service.exposition import FOLDER_VARIABLE, count_in_files_of
 from service.logs import configure_logging
@@ -32,6 +34,7 @@ def main() -> int:
         return 1
     settings = Settings()
     configure_logging(settings.log_level, settings.log_format)
+    cv2.setNumThreads(1)  # the threads of its pool spin for the next mask, and none is large enough to be shared out
     count_in_files_of(arguments.index)
     try:
         asyncio.run(

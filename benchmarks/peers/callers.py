@@ -13,14 +13,16 @@ from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 
 from service.client import SegmentClient
-from service.image import letterbox
+from service.image import valid_size_of
 from service.mask import MaskOutput, chosen_candidates, masks_from_logits
+from service.picture import letterboxed
 from service.prompt import Point, Prompt, batches_from_prompts
 from service.upscaling import Frame
 
 Click = tuple[float, float]
 Caller = Callable[[str, bytes, Click], int]  # image id, bytes of the file, click: pixels of the mask
 
+INPUT_SIZE = 384  # of sam-tiny
 EMBEDDINGS = 128  # that a caller of raw Triton keeps
 
 
@@ -52,11 +54,15 @@ def raw_triton(address: str) -> Caller:
 
     def call(image_id: str, photograph: bytes, click: Click) -> int:
         if image_id not in kept:
-            rgb = np.asarray(Image.open(io.BytesIO(photograph)).convert("RGB"))
-            placed = letterbox(rgb, 384)
-            inputs = {"image": placed.pixels, "valid_size": np.array(placed.valid_size, np.int32)}
+            picture = Image.open(io.BytesIO(photograph)).convert("RGB")
+            size = picture.height, picture.width
+            valid_size = valid_size_of(size, INPUT_SIZE)
+            inputs = {
+                "image": np.asarray(letterboxed(picture, INPUT_SIZE)),
+                "valid_size": np.array(valid_size, np.int32),
+            }
             embedding = infer("sam_encoder", inputs, ["embedding"]).as_numpy("embedding")[0]
-            kept[image_id] = embedding, placed.valid_size, (rgb.shape[0], rgb.shape[1])
+            kept[image_id] = embedding, valid_size, size
             if len(kept) > EMBEDDINGS:
                 kept.popitem(last=False)
         embedding, valid_size, size = kept[image_id]
@@ -66,7 +72,7 @@ def raw_triton(address: str) -> Caller:
         answer = infer("sam_decoder", inputs, ["low_res_masks", "iou_scores"])
         logits, scores = answer.as_numpy("low_res_masks")[0][0], answer.as_numpy("iou_scores")[0][0]
         chosen = chosen_candidates(scores, multimask=None, is_ambiguous=True)
-        (mask,) = masks_from_logits(logits, scores, chosen, Frame(384, valid_size, size), MaskOutput())
+        (mask,) = masks_from_logits(logits, scores, chosen, Frame(INPUT_SIZE, valid_size, size), MaskOutput())
         return mask.area
 
     return call

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from email.message import Message as MediaType
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,21 +19,17 @@ from service.image import too_many_bytes
 from service.logs import log_failure
 from service.metrics import CANCELLED, OK
 from service.observer import Observer
-from service.prompt import MAX_MASK_INPUTS
+from service.rest.json_body import check_json, is_json
 from service.rest.page import page
 from service.rest.presence import ClientPresence
 from service.rest.problems import problem, problem_from_error, problem_from_validation
-from service.rest.routes import health, router
+from service.rest.routes import health, prompts, router
 from service.rest.schemas import Problem
 from service.segmenter import Segmenter
 from service.status import INTERNAL, status_of
 
 log = logging.getLogger(__name__)
 
-# As many prompts of as many points as are allowed are 0.7 MB in full precision, and have 50,000 commas; mask inputs,
-# 175 KB each where the model is the original, come on top. What few commas divide costs little to parse.
-MAX_JSON_BYTES = 1024 * 1024 + MAX_MASK_INPUTS * 176 * 1024
-MAX_JSON_COMMAS = 100_000
 MULTIPART_OVERHEAD_BYTES = 1024 * 1024
 OUTCOME = "sam.outcome"  # where the error handlers leave the reason for the middleware
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is there to read it
@@ -57,6 +52,7 @@ def create_app(segmenter: Segmenter, authoriser: Authoriser, observer: Observer)
     )
     app.state.segmenter = segmenter
     app.state.authoriser = authoriser
+    app.include_router(prompts)  # first: routes are tried in this order
     app.include_router(router)
     app.include_router(health)
     app.include_router(page)
@@ -87,7 +83,7 @@ class RequestObserver:
             return
         headers, status, received, commas = Headers(scope=scope), 500, 0, 0
         call = self._observer.begin("http", headers)
-        is_json = _is_json(headers.get("content-type", ""))
+        as_json = is_json(headers.get("content-type", ""))
         max_bytes = self._max_image_bytes + MULTIPART_OVERHEAD_BYTES
         announced = min(int(headers.get("content-length", 0)), max_bytes)
 
@@ -96,9 +92,9 @@ class RequestObserver:
             grow_body_to(announced)
             message = await receive()
             received += len(message.get("body", b""))
-            if is_json:
+            if as_json:
                 commas += message.get("body", b"").count(b",")
-                _check_json(received, commas)
+                check_json(received, commas)
             elif received > max_bytes:
                 raise too_many_bytes(self._max_image_bytes)
             grow_body_to(received)
@@ -133,21 +129,6 @@ def add_headers(headers: MutableHeaders) -> None:
     headers["x-request-id"] = current_request_id()
     for name, value in SAFE_HEADERS.items():
         headers.setdefault(name, value)
-
-
-def _check_json(received: int, commas: int) -> None:
-    if received > MAX_JSON_BYTES:
-        raise InvalidPromptError(f"the body has more than {MAX_JSON_BYTES} bytes", field="body")
-    if commas > MAX_JSON_COMMAS:
-        raise InvalidPromptError(f"the body has more than {MAX_JSON_COMMAS} commas", field="body")
-
-
-def _is_json(content_type: str) -> bool:
-    """Whether the framework will parse a body of this type as JSON; it reads the header in the same way."""
-    header = MediaType()
-    header["content-type"] = content_type
-    kind, subtype = header.get_content_maintype(), header.get_content_subtype()
-    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
 
 
 async def _on_disconnect(request: Request, _: Exception) -> Response:

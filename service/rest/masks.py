@@ -11,11 +11,11 @@ from service.answers import IfMatch, SegmentRequest, SegmentResult
 from service.errors import InvalidPromptError
 from service.mask import Mask, MaskFormat
 from service.rest import schemas
+from service.rest.json_body import JSON
 from service.rest.packing import packed_from_bytes
 from service.segmenter import Segmenter
 
 PNG = "image/png"
-JSON = "application/json"
 STAGES = ("queue", "encode", "decode", "masks", "total")
 
 PNG_HEADERS = {
@@ -40,7 +40,7 @@ PNG_ANSWER: dict[int | str, dict[str, Any]] = {
 }
 
 
-def png_wanted(
+async def png_wanted(
     accept: Annotated[
         str | None,
         Header(

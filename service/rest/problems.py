@@ -59,5 +59,10 @@ def problem_from_validation(errors: Iterable[Any]) -> InvalidPromptError:
     if field.endswith("format"):
         return unknown_format()
     if not field:
-        return InvalidPromptError("the body must be a JSON object; send content-type: application/json", field="body")
+        return not_an_object()
     return InvalidPromptError(f"{field}: {first['msg']}", field=field)
+
+
+def not_an_object() -> InvalidPromptError:
+    """Return our error for a body that is something else than the object it must be, or does not say that it is one."""
+    return InvalidPromptError("the body must be a JSON object; send content-type: application/json", field="body")

@@ -1,31 +1,30 @@
 """The HTTP routes. A handler converts in, calls the `Segmenter`, converts out."""
 
 import json
-import math
-import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, File, Form, Header, Path, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from service.admission.contract import Lane
-from service.answers import ANY_DIGEST, IfMatch, ImageRef, Progress
-from service.errors import InvalidImageIdError, InvalidPromptError
+from service.answers import ImageRef, Progress
 from service.image import too_many_bytes
 from service.rest import schemas
 from service.rest.everything import EVERYTHING_EXAMPLE, EverythingAnswer, EverythingBody, answer_from_everything
-from service.rest.masks import PNG_ANSWER, answer_from_result, png_wanted, request_from_body
+from service.rest.masks import PNG_ANSWER, answer_from_result, request_from_body
+from service.rest.parameters import AsPng, Condition, Core, Deadline, Ref, upload_ref_of
 from service.rest.problems import PROBLEMS, problem_from_validation
+from service.rest.prompt_route import PromptRoute
 from service.rest.tenants import Tenant, TenantRoute
 from service.segmenter import Segmenter
 
 router = APIRouter(responses=PROBLEMS, route_class=TenantRoute)
+prompts = APIRouter(responses=PROBLEMS, route_class=PromptRoute)
 health = APIRouter()
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
-ENTITY_TAG = re.compile(r'(W/)?"([^"]*)"|([^\s,"]+)')  # or a tag whose quotes were forgotten
 BINARY_BODY = {
     "requestBody": {
         "required": True,
@@ -33,79 +32,6 @@ BINARY_BODY = {
         "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGE_TYPES},
     }
 }
-
-
-async def segmenter_of(request: Request) -> Segmenter:
-    """Return the core this app was made for."""
-    segmenter: Segmenter = request.app.state.segmenter
-    return segmenter
-
-
-async def image_ref_of(
-    tenant: Tenant,
-    image_id: Annotated[
-        str,
-        Path(
-            description="Your name for the image: A-Z a-z 0-9 . _ : @ = + -, at most 128, the first a letter or digit.",
-            examples=["coins"],
-        ),
-    ],
-    x_image_id: Annotated[
-        str | None, Header(description="The same id, for load balancers that hash on a header; optional.")
-    ] = None,
-) -> ImageRef:
-    """Return the image the path names; a header, when there is one, must agree."""
-    if x_image_id not in (None, image_id):
-        raise InvalidImageIdError("the header x-image-id names another image than the path", field="x-image-id")
-    return ImageRef(tenant, image_id)
-
-
-async def upload_ref_of(
-    tenant: Tenant,
-    x_image_id: Annotated[str, Header(description="Cache under this id; else under the content digest.")] = "",
-) -> ImageRef:
-    """Return the name for an image that the path does not name."""
-    return ImageRef(tenant, x_image_id)
-
-
-async def deadline_of(
-    x_request_timeout: Annotated[
-        str | None,
-        Header(
-            description="Seconds this request may take, above 0; capped by the server's own deadline.", examples=["10"]
-        ),
-    ] = None,
-) -> float | None:
-    """Return the caller's deadline in seconds, or None."""
-    try:
-        deadline_s = None if x_request_timeout is None else float(x_request_timeout)
-    except ValueError:
-        deadline_s = math.nan
-    if deadline_s is not None and not (math.isfinite(deadline_s) and deadline_s > 0):
-        raise InvalidPromptError("x-request-timeout must be a number of seconds above 0", field="x-request-timeout")
-    return deadline_s
-
-
-async def if_match_of(
-    if_match: Annotated[
-        list[str] | None,
-        Header(description="Do it only if the cached image has one of these ETags; `*`: only if there is one."),
-    ] = None,
-) -> IfMatch:
-    """Return the digests in If-Match (RFC 9110, 13.1.1): strong comparison, so that weak tags match nothing."""
-    if if_match is None:
-        return None
-    tags = ENTITY_TAG.findall(", ".join(if_match))
-    if any(bare == "*" for _, _, bare in tags):
-        return ANY_DIGEST
-    return tuple(quoted or bare for weak, quoted, bare in tags if not weak and quoted != "*")
-
-
-Core = Annotated[Segmenter, Depends(segmenter_of)]
-Ref = Annotated[ImageRef, Depends(image_ref_of)]
-Deadline = Annotated[float | None, Depends(deadline_of)]
-Condition = Annotated[IfMatch, Depends(if_match_of)]
-AsPng = Annotated[bool, Depends(png_wanted)]
 
 
 @router.put(
@@ -147,7 +73,7 @@ async def delete_image(ref: Ref, core: Core, if_match: Condition) -> None:
     await core.delete(ref, if_match=if_match)
 
 
-@router.post(
+@prompts.post(
     "/v1/images/{image_id}/masks",
     summary="Masks for prompts on a cached image",
     response_model=schemas.SegmentAnswer,

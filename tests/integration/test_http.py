@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from service.prompt import MAX_POINTS, MAX_PROMPTS
-from service.rest.app import MAX_JSON_BYTES, MAX_JSON_COMMAS
+from service.rest.json_body import MAX_JSON_BYTES, MAX_JSON_COMMAS
 from service.status import INTERNAL, STATUS
 from tests.running import RunningService
 

@@ -17,6 +17,7 @@ from service.mask import (
     binary_from_logits,
     check_output,
     chosen_candidates,
+    is_quick,
     mask_from_logits,
     png_from_edges,
     stability_of,
@@ -134,3 +135,13 @@ def test_outputs_out_of_bounds_are_refused(output: MaskOutput, field: str) -> No
     with pytest.raises(InvalidPromptError, match="within 0") as caught:
         check_output(output)
     assert caught.value.field == field
+
+
+def test_what_takes_long_is_no_work_for_an_event_loop() -> None:
+    small, large = Frame(1024, (768, 1024), (480, 640)), Frame(1024, (768, 1024), (3000, 4000))
+    assert is_quick(small, 1, MaskOutput())
+    assert is_quick(small, 1, MaskOutput(MaskFormat.NONE))
+    assert not is_quick(small, 3, MaskOutput())
+    assert not is_quick(large, 1, MaskOutput())
+    assert not is_quick(small, 1, MaskOutput(MaskFormat.PNG))
+    assert not is_quick(small, 1, MaskOutput(min_region_area_px=1))

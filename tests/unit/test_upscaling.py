@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.rle import binary_from_edges
-from service.upscaling import Frame, edges_from_logits
+from service.upscaling import Frame, edges_from_logits, float32_from_float16
 
 torch = pytest.importorskip("torch")
 
@@ -83,3 +83,24 @@ def test_all_or_nothing(value: float) -> None:
     frame = frame_of(16, (30, 40))
     edges = edges_from_logits(np.full((16, 16), value, np.float32), frame)
     assert edges.tolist() == ([0, 1200] if value > 0 else [])
+
+
+def test_half_floats_are_converted_exactly() -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    found = float32_from_float16(finite)
+    assert found.dtype == np.float32
+    assert (found.view(np.uint32) == finite.astype(np.float32).view(np.uint32)).all()  # with the sign of zero
+    assert float32_from_float16(np.array([np.inf, -np.inf], np.float16)).tolist() == [65536, -65536]
+
+
+@pytest.mark.parametrize("size", [(300, 400), (301, 401), (400, 300)])
+def test_what_lies_beside_the_mask_does_not_matter(size: tuple[int, int]) -> None:
+    """Where widths have a common measure only the mask's columns are computed; the mask is the same."""
+    frame, logits = frame_of(96, size), np.full((96, 96), -3, np.float32)
+    logits[30:50, 40:60] = 4
+    alone = edges_from_logits(logits, frame)
+    logits[2, 2] = 4  # so that the columns before it must be computed too
+    both = edges_from_logits(logits, frame)
+    assert alone.size
+    assert set(alone.tolist()) < set(both.tolist())
