@@ -58,6 +58,7 @@ class Verdict(IntEnum):
     DECODED = 0
     UNSUPPORTED = 1
     TOO_LARGE = 2
+    TOO_MANY_SCANS = 3
 
 
 @dataclass(frozen=True, slots=True)

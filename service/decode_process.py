@@ -17,6 +17,7 @@ from typing import IO, cast
 from service.decode_job import JOB, READY, WHOLE, Answer, Job, Verdict
 from service.errors import ImageTooLargeError, SegmentError
 from service.image import ImageLimits
+from service.image_header import has_too_many_scans
 from service.picture import letterboxed, rgb_from_file, trust_own_limits
 
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
@@ -58,6 +59,8 @@ def _confine(limits: ImageLimits) -> None:
 def _answer(file: int, job: Job, limits: ImageLimits) -> Answer:
     try:
         with os.fdopen(file, "r+b", buffering=0) as stream, mmap.mmap(file, job.nbytes, prot=mmap.PROT_READ) as data:
+            if has_too_many_scans(data):
+                return Answer(Verdict.TOO_MANY_SCANS)
             picture = rgb_from_file(cast("IO[bytes]", data), limits)  # it reads and seeks like one
             if job.box != WHOLE:
                 picture = picture.crop(job.box)

@@ -17,7 +17,17 @@ import numpy as np
 
 from service.decode_job import ANSWER, CHANNELS, READY, WHOLE, Answer, Job, Verdict, job_file
 from service.errors import ImageTooLargeError, UnsupportedImageError
-from service.image import Box, DecodedImage, EncoderInput, ImageLimits, check_size, damaged, valid_size_of
+from service.image import (
+    Box,
+    DecodedImage,
+    EncoderInput,
+    ImageLimits,
+    check_size,
+    damaged,
+    too_many_parts,
+    valid_size_of,
+)
+from service.image_header import MAX_SCANS
 
 T = TypeVar("T")
 
@@ -149,6 +159,8 @@ class DecodePool:
             raise ImageTooLargeError(
                 "the image has more pixels than its header says; send a smaller one", field="image"
             )
+        if answer.verdict is Verdict.TOO_MANY_SCANS:
+            raise too_many_parts(f"{MAX_SCANS} scans")
         if answer.verdict is not Verdict.DECODED or min(answer.height, answer.width) < 1:
             raise damaged()
         check_size(answer.width, answer.height, self.limits)

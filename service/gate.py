@@ -19,13 +19,15 @@ class Gate:
         rates: How often each tenant may ask; None: as often as it likes.
         max_deadline_s: Deadline of requests that bring none, and the cap of those that do.
 
-    `retiring` says that the service is not ready, though it serves on; `draining`, that it takes no new work.
+    `retiring` says that the service is not ready, though it serves on; `draining`, that it takes no new work, and
+    `turned_away` how many it did not take.
     """
 
     def __init__(self, permits: Permits, rates: Rates | None, max_deadline_s: float) -> None:
         self.permits = permits
         self.retiring = False
         self.draining = False
+        self.turned_away = 0
         self._rates = rates
         self._max_deadline_s = max_deadline_s
 
@@ -33,6 +35,12 @@ class Gate:
     def is_open(self) -> bool:
         """Whether new requests are welcome."""
         return not self.retiring and not self.draining
+
+    def check_open(self) -> None:
+        """Raise DrainingError where no new work is taken: for requests, best before their body is read."""
+        if self.draining:
+            self.turned_away += 1
+            raise DrainingError("the server is shutting down; send the request again, elsewhere or in a moment")
 
     def count(self, tenant: str) -> None:
         """Take a request off what the tenant may ask; raises RateLimitedError when that is nothing."""
@@ -47,8 +55,7 @@ class Gate:
             DrainingError, RateLimitedError, OverloadedError: before any work.
             DeadlineExceededError: the block, or the wait for the permit, took too long.
         """
-        if self.draining:
-            raise DrainingError("the server is shutting down; send the request again, elsewhere or in a moment")
+        self.check_open()
         self.count(tenant)
         watch = Stopwatch(min(deadline_s or self._max_deadline_s, self._max_deadline_s))
         try:

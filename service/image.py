@@ -86,6 +86,13 @@ def damaged() -> UnsupportedImageError:
     return UnsupportedImageError("the image is truncated or damaged and cannot be decoded", field="image")
 
 
+def too_many_parts(bound: str) -> UnsupportedImageError:
+    """Return the error for a file of more parts than pictures have, each of which costs time to decode."""
+    return UnsupportedImageError(
+        f"the image has more than {bound}; save it anew, as a plain JPEG or PNG", field="image"
+    )
+
+
 def animated() -> UnsupportedImageError:
     """Return the error for more than one picture in a file."""
     return UnsupportedImageError("the image is animated; send a single frame", field="image")

@@ -4,19 +4,24 @@ This runs before any codec sees the bytes, in microseconds and without allocatin
 costs what its header costs. Whatever passes here is decoded elsewhere, by a process that may die of it.
 """
 
+import re
 from dataclasses import dataclass
+from itertools import islice
+from mmap import mmap
 from struct import unpack_from
 
 from service.errors import UnsupportedImageError
-from service.image import ImageLimits, animated, check_size, damaged, too_many_bytes
+from service.image import ImageLimits, animated, check_size, damaged, too_many_bytes, too_many_parts
 
-MAX_SEGMENTS = 1024  # looked at in a JPEG; a photograph's profile and depth map are some hundred
-MAX_CHUNKS = 4608  # looked at in a PNG; 32 MiB in the usual 8 KiB are 4,096
+MAX_SEGMENTS = 1024  # of a JPEG before its first scan; a photograph's profile and depth map are some hundred
+MAX_CHUNKS = 8704  # in a PNG, or looked at in a WebP; 32 MiB in 4 KiB, the least that encoders make, are 8,192
+MAX_SCANS = 100  # of a JPEG; a progressive photograph has about ten, and as many in what is appended to it
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; the three are tables and a reserve
 JPEG_ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # markers without a length
 JPEG_SCAN, JPEG_FILL = 0xDA, 0xFF
+JPEG_SCAN_START = re.compile(b"\xff\xda")  # twice as fast over a long file as looking for the two bytes
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_CHUNK_BYTES = 12  # length, kind and checksum around a chunk's data
 WEBP_ANIMATED = 0x02
@@ -58,9 +63,18 @@ def read_header(data: bytes, limits: ImageLimits) -> ImageHeader:
     return ImageHeader(name, width, height)
 
 
+def has_too_many_scans(data: bytes | mmap) -> bool:
+    """Whether a JPEG has more scans than any picture needs: each is a pass over all pixels, and may be ten bytes long.
+
+    It takes up to 1 ms for each MiB: this is for a decode process, before it decodes.
+    """
+    is_jpeg = data[: len(JPEG_START)] == JPEG_START
+    return is_jpeg and next(islice(JPEG_SCAN_START.finditer(data), MAX_SCANS, None), None) is not None
+
+
 def _size_of_jpeg(data: bytes) -> tuple[int, int, bool]:
     """Return width, height and whether an end marker follows, from the first frame header (ITU T.81, annex B)."""
-    at = 2
+    at, size = 2, None
     for _ in range(MAX_SEGMENTS):
         at = data.find(JPEG_FILL, at)  # decoders overlook what lies between segments
         if not 0 < at < len(data) - 4:
@@ -69,13 +83,17 @@ def _size_of_jpeg(data: bytes) -> tuple[int, int, bool]:
         if marker == JPEG_FILL or marker in JPEG_ALONE:
             at += 1 if marker == JPEG_FILL else 2
             continue
-        if marker in JPEG_FRAMES and at + 9 <= len(data):
-            height, width = unpack_from(">HH", data, at + 5)
-            return width, height, data.rfind(JPEG_END, at) > 0
+        if marker in JPEG_FRAMES and at + 9 <= len(data) and size is None:
+            size = unpack_from(">HH", data, at + 5)
         if marker == JPEG_SCAN:
             break
         at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
-    raise damaged()
+    else:
+        raise too_many_parts(f"{MAX_SEGMENTS} segments")
+    if size is None:
+        raise damaged()
+    height, width = size
+    return width, height, data.rfind(JPEG_END, at) > 0
 
 
 def _size_of_png(data: bytes) -> tuple[int, int, bool]:
@@ -96,6 +114,8 @@ def _size_of_png(data: bytes) -> tuple[int, int, bool]:
         at += PNG_CHUNK_BYTES + length
         if at > len(data) and (kind == b"IDAT" or not has_pixels):
             complete = False
+    else:
+        raise too_many_parts(f"{MAX_CHUNKS} chunks")
     return width, height, has_pixels and complete
 
 

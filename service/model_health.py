@@ -6,6 +6,7 @@ to a canary. A canary that waits in a queue is no failure while others are answe
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from service.backend import Backend
 from service.breaker import Breaker, BreakerState
 from service.cache.embeddings import EmbeddingCache
 from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError, SegmentError
+from service.failed_canaries import FailedCanaries
 from service.image import EncoderInput
 from service.prompt import Point, Prompt, batches_from_prompts
 from service.tensors import DECODER_MODEL, ENCODER_MODEL
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 CANARY = Prompt((Point(1, 1),))
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 0.25
 # How long a living server may take for what needs no model. In ticks of our own: when this process is kept waiting, by
 # a busy machine or by itself, that is not the server's silence.
 TELL_TICKS, TICK_S = 10, 0.1
@@ -54,10 +56,16 @@ class Unobserved:
 
 
 class ModelHealth:
-    """What is known of the models behind `backend`, by its last canaries. `cache` holds the canaries' embedding."""
+    """What is known of the models behind `backend`, by its last canaries. `cache` holds the canaries' embedding.
 
-    def __init__(self, backend: Backend, cache: EmbeddingCache, observer: Observer) -> None:
+    What other workers' canaries met is learnt from `failed`, and told there.
+    """
+
+    def __init__(
+        self, backend: Backend, cache: EmbeddingCache, observer: Observer, failed: FailedCanaries | None = None
+    ) -> None:
         self._backend = backend
+        self._failed = failed or FailedCanaries()
         self._cache = cache
         self._model: Model | None = None
         self._region: Region | None = None
@@ -133,6 +141,8 @@ class ModelHealth:
             await self._watch(asking, name, patience_s)
         except SegmentError as error:
             breaker.open()
+            if asking.done() and not (isinstance(error, ModelUnavailableError) and error.connection_broke):
+                self._failed.note(name)
             return error
         finally:
             asking.cancel()
@@ -142,8 +152,10 @@ class ModelHealth:
     async def _watch(self, asking: asyncio.Task[None], name: str, patience_s: float) -> None:
         """Wait for a canary as long as the server tells of itself, and of answers to anybody within `patience_s`."""
         now_s = asyncio.get_running_loop().time
-        completed, changed_s = -1, now_s()
+        completed, changed_s, sent_s = -1, now_s(), monotonic()
         while not (await asyncio.wait([asking], timeout=LOOK_EVERY_S))[0]:
+            if self._failed.since(name, sent_s):
+                raise ModelUnavailableError("the model failed another worker's canary; come back in a moment")
             count = await _again_if_broken(lambda: _told(lambda: self._backend.completed(name, TELL_S)))
             if count != completed:
                 completed, changed_s = count, now_s()

@@ -4,11 +4,9 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
-import uvicorn
-from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from service.admission.permits import Permits
@@ -18,12 +16,14 @@ from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
 from service.cache.redis import RedisLevel
 from service.decoding import DecodePool
+from service.failed_canaries import FailedCanaries
+from service.gate import Gate
 from service.image import ImageLimits
 from service.metrics import Metrics
 from service.observer import Observer
 from service.ports import bound_socket
 from service.rest.app import create_app
-from service.rest.protocol import DeadlineProtocol
+from service.rest.server import HttpServer
 from service.rpc.server import RpcServer
 from service.segmenter import Segmenter
 from service.settings import Settings
@@ -37,17 +37,8 @@ log = logging.getLogger(__name__)
 LATE_WRITE_S = 30.0  # how long after its deadline Triton could still write the embedding of an encode it had begun
 MAX_LEASE_S = 5.0
 REDIS_TTL_S = 86400.0  # in the second level, when SAM_CACHE_TTL_S sets none: Redis must be able to forget
-KEEP_ALIVE_S = 75  # longer than clients and balancers keep a connection, so that they do not send into one that closes
+QUIET_S = 0.3  # so long without a new call, while draining, and none is on its way
 FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, that there is none
-
-
-class _HttpServer(uvicorn.Server):
-    """Uvicorn without its signal handlers: signals are ours, for both servers."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture nothing."""
-        yield
 
 
 async def serve(
@@ -56,6 +47,7 @@ async def serve(
     on_ready: Callable[[Callable[[], bool]], None],
     open_when_ready: bool = False,
     rates_fd: int | None = None,
+    canaries_fd: int | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
@@ -63,7 +55,7 @@ async def serve(
 
     HTTP and gRPC share their ports with other workers; that nobody else has them is the supervisor's business. With
     `open_when_ready` this worker takes no connections before it can answer: others do meanwhile. `rates_fd` is where it
-    shares the tenants' rate limits with them.
+    shares the tenants' rate limits with them, `canaries_fd` how their canaries fare.
 
     Raises:
         StartError: a port is taken, TLS files cannot be used, or there is no room for the cache.
@@ -83,10 +75,11 @@ async def serve(
         observer = Observer(metrics, await stack.enter_async_context(tracer_from_environment()))
         authoriser = _authoriser(settings)
         rates = _rates(settings, authoriser, metrics, rates_fd)
-        segmenter = _segmenter(settings, backend, cache, decoder, rates, observer)
+        failed = FailedCanaries(canaries_fd)
+        segmenter = _segmenter(settings, backend, cache, decoder, rates, observer, failed=failed)
         tls = tls_files(settings)
         rpc = _rpc_server(settings, segmenter, authoriser, observer, tls)
-        http = _http_server(create_app(segmenter, authoriser, observer), settings.drain_s, tls)
+        http = HttpServer(create_app(segmenter, authoriser, observer), settings.drain_s, tls)
         http_socket = stack.enter_context(
             bound_socket(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT", reuse_port=True)
         )
@@ -163,13 +156,15 @@ def _rates(settings: Settings, authoriser: Authoriser, metrics: Metrics, rates_f
     )
 
 
-def _segmenter(
+def _segmenter(  # noqa: PLR0913 - what it is composed of
     settings: Settings,
     backend: TritonBackend,
     cache: EmbeddingCache,
     decoder: DecodePool,
     rates: Rates,
     observer: Observer,
+    *,
+    failed: FailedCanaries,
 ) -> Segmenter:
     permits = Permits(
         settings.max_concurrency,
@@ -188,6 +183,7 @@ def _segmenter(
         secret=settings.cache_secret.get_secret_value().encode(),
         on_done=observer.answered,
         observer=observer.metrics,
+        failed=failed,
     )
 
 
@@ -196,22 +192,6 @@ def _authoriser(settings: Settings) -> Authoriser:
     if authoriser.is_open:
         log.warning("auth.open SAM_API_KEYS is not set: anybody who reaches the ports may call, as one tenant")
     return authoriser
-
-
-def _http_server(app: FastAPI, drain_s: float, tls: TlsFiles | None) -> _HttpServer:
-    config = uvicorn.Config(
-        app,
-        http=DeadlineProtocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(drain_s)),
-        ssl_context_factory=(lambda *_: tls.ssl_context()) if tls else None,
-    )
-    return _HttpServer(config)
 
 
 @asynccontextmanager
@@ -229,7 +209,7 @@ async def _connected(settings: Settings) -> AsyncIterator[TritonBackend]:
 
 @asynccontextmanager
 async def _serving_requests(
-    segmenter: Segmenter, http: _HttpServer, http_socket: socket.socket, rpc: RpcServer, settings: Settings
+    segmenter: Segmenter, http: HttpServer, http_socket: socket.socket, rpc: RpcServer, settings: Settings
 ) -> AsyncIterator[None]:
     """Serve HTTP and gRPC during the block; then retire, take no new work and let what is under way finish."""
     serving = asyncio.create_task(http.serve(sockets=[http_socket]))
@@ -243,7 +223,20 @@ async def _serving_requests(
         await asyncio.sleep(settings.drain_delay_s)
         segmenter.gate.draining = True
         http.should_exit = True
-        await asyncio.gather(rpc.stop(settings.drain_s), serving)
+        await asyncio.gather(_stop_when_quiet(rpc, segmenter.gate, settings.drain_s), serving)
+
+
+async def _stop_when_quiet(rpc: RpcServer, gate: Gate, drain_s: float) -> None:
+    """Stop gRPC within `drain_s`, when nobody comes any more: calls that it has and did not begin, it would cancel.
+
+    Until then who comes is told when to come again, and with that holds back all further calls.
+    """
+    now_s = asyncio.get_running_loop().time
+    end_s, turned_away = now_s() + drain_s, -1
+    while gate.turned_away != turned_away and now_s() < end_s - drain_s / 2:
+        turned_away = gate.turned_away
+        await asyncio.sleep(QUIET_S)
+    await rpc.stop(max(0.0, end_s - now_s()))
 
 
 @asynccontextmanager

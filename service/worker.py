@@ -26,7 +26,7 @@ TELL_EVERY_S = 1.0
 def main() -> int:
     """Serve until told to stop, or until the supervisor is gone; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m service.worker")
-    for name in ("index", "supervisor_pid", "supervisor_fd", "rates_fd"):
+    for name in ("index", "supervisor_pid", "supervisor_fd", "rates_fd", "canaries_fd"):
         parser.add_argument(name, type=int)
     parser.add_argument("--open-when-ready", action="store_true")
     arguments = parser.parse_args()
@@ -43,6 +43,7 @@ def main() -> int:
                 on_ready=lambda answers: _keep_telling(arguments.supervisor_fd, arguments.index, answers),
                 open_when_ready=arguments.open_when_ready,
                 rates_fd=arguments.rates_fd,
+                canaries_fd=arguments.canaries_fd,
             )
         )
     except StartError as error:

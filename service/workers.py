@@ -25,6 +25,7 @@ from service.exposition import (
     metrics_folder,
     serving_metrics,
 )
+from service.failed_canaries import shared_failures
 from service.lives import Lives
 from service.ports import reserved_port
 from service.reports import reports_from
@@ -63,7 +64,8 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
         environment = {FOLDER_VARIABLE: str(folder), "SAM_TRITON_SECRET": secret}
         tenants = Authoriser(parse_api_keys(settings.api_keys.get_secret_value())).tenants
         rates_fd = stack.enter_context(shared_buckets(len(tenants)))
-        workers = Workers(settings.workers, Shared(folder, rates_fd, environment), on_ready, answers)
+        canaries_fd = stack.enter_context(shared_failures())
+        workers = Workers(settings.workers, Shared(folder, (rates_fd, canaries_fd), environment), on_ready, answers)
         collectors = (WorkerProcesses(workers.pids, workers.restarts), CacheUsage(settings.arena_name))
         stack.enter_context(
             serving_metrics(settings.metrics_host or settings.host, settings.metrics_port, folder, *collectors)
@@ -95,10 +97,10 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all workers have: a folder for their metrics, their tenants' rates, and environment besides our own."""
+    """What all workers have: a folder for metrics, memory (of rates, of canaries), and environment besides our own."""
 
     folder: Path
-    rates_fd: int
+    fds: tuple[int, int]
     environment: Mapping[str, str]
 
 
@@ -203,12 +205,12 @@ class Workers:
         return any(each.ready for each in self._workers)
 
     async def _spawn(self, index: int, *options: str) -> asyncio.subprocess.Process:
-        numbers = map(str, (index, os.getpid(), self._writer, self._shared.rates_fd))
+        numbers = map(str, (index, os.getpid(), self._writer, *self._shared.fds))
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "service.worker", *numbers, *options),
             env={**os.environ, **self._shared.environment},
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=[self._writer, self._shared.rates_fd],
+            pass_fds=[self._writer, *self._shared.fds],
             start_new_session=True,  # a Ctrl-C is for the supervisor, which drains all workers
         )
 

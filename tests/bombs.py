@@ -68,7 +68,7 @@ def animation(image_format: str) -> bytes:
 
 
 def runaway_jpeg(side: int, scans: int) -> bytes:
-    """A progressive JPEG whose last scan comes again and again: a small file, and hours of work."""
+    """A progressive JPEG whose last of six scans comes again and again: a small file, and much work."""
     data = saved(Image.new("L", (side, side)), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     scan = data[last : data.rindex(b"\xff\xd9")]
@@ -110,6 +110,11 @@ def refused_unread() -> dict[str, tuple[bytes, str]]:
         "polyglot: a PDF that holds a JPEG": (b"%PDF-1.7\n" + photo, "unsupported_image"),
         "polyglot: a GIF that holds a JPEG": (b"GIF89a" + photo, "unsupported_image"),
         "polyglot: a script that holds a JPEG": (b"#!/bin/sh\n" + photo, "unsupported_image"),
+        "endless segments before the scan, JPEG": (
+            photo[: photo.index(b"\xff\xda")] + b"\xff\xfe\0\2" * 500_000 + photo[photo.index(b"\xff\xda") :],
+            "unsupported_image",
+        ),
+        "endless chunks, PNG": (png(2, 1, b"", *[png_chunk(b"IDAT", b"")] * 100_000), "unsupported_image"),
         "endless segments, JPEG": (b"\xff\xd8" + b"\xff\xfe\0\2" * 500_000 + photo[2:], "unsupported_image"),
     }
 
@@ -130,6 +135,7 @@ def refused_in_a_process() -> dict[str, bytes]:
         "a PNG without pixels": png(1000, 1000),
         "a PNG with too few pixels": png(1000, 1000, zlib.compress(bytes(1000))),
         "a WebP whose canvas is larger than its picture": webp(4000, 4000),
+        "a scan that comes 20,000 times, JPEG": runaway_jpeg(2000, 20_000),
         "two frame headers, JPEG": photo.replace(b"\xff\xc0", b"\xff\xc0\0\x0b\x08\0\x10\0\x10\1\1\x11\0\xff\xc0", 1),
     }
 
@@ -143,6 +149,7 @@ def accepted() -> dict[str, bytes]:
         "polyglot: a JPEG with a script in a comment": photo[:2]
         + b"\xff\xfe\0\x1b*/=1;alert('hello');//1234"
         + photo[2:],
+        "a JPEG of 96 scans": runaway_jpeg(100, 90),
         "an animated PNG of one frame": saved(half_red(), "PNG", save_all=True, append_images=[]),
         "a PNG with some text": small_png(png_chunk(b"tEXt", b"Title\0" + b"a" * 10_000)),
         "one pixel": saved(half_red(1, 1), "PNG"),

@@ -12,6 +12,8 @@ from service.errors import OverloadedError
 
 ENCODE_PART = 4  # one permit in so many is for encodes
 MIN_RETRY_S = 0.05
+# A sixteenth of the bytes is for small bodies alone: uploads, also those that do not come, never stop most prompts.
+SMALL_BODY_BYTES, LARGE_BODIES_PART = 64 * 1024, 15 / 16
 PATIENCE = 2.0  # who has waited so many times as long as anybody should is sent away: what was expected was wrong
 
 
@@ -95,7 +97,8 @@ class Permits:
             more = nbytes - held
             if more <= 0:
                 return
-            if self._held_bytes > held and self._held_bytes + more > self._max_bytes:
+            max_bytes = self._max_bytes if nbytes <= SMALL_BODY_BYTES else self._max_bytes * LARGE_BODIES_PART
+            if self._held_bytes > held and self._held_bytes + more > max_bytes:
                 self._observer.refused(Refusal.BYTES)
                 raise OverloadedError("too many uploads are under way; come back in a moment")
             held = nbytes

@@ -112,8 +112,11 @@ class RequestObserver:
         try:
             with self._segmenter.gate.permits.body() as grow_body_to:
                 await self._app(scope, bounded_receive, noting_send)
+        except asyncio.CancelledError:  # the client went away, which is its right
+            scope[OUTCOME], status = CANCELLED, CLIENT_CLOSED_REQUEST
+            raise
         except BaseException as error:  # unknown errors are answered, and logged, further out
-            scope[OUTCOME] = CANCELLED if isinstance(error, asyncio.CancelledError) else status_of(error).reason
+            scope[OUTCOME] = status_of(error).reason
             raise
         finally:
             outcome = scope.get(OUTCOME) or (OK if status < 400 else f"http_{status}")  # noqa: PLR2004 - HTTP's own bound
@@ -129,7 +132,7 @@ def add_headers(headers: MutableHeaders) -> None:
 
 
 async def _on_disconnect(request: Request, _: Exception) -> Response:
-    """Count a client that went away before it had sent its body; that is its right, and no line in the log."""
+    """Count a client that went away during a long request; that is its right, and no line in the log."""
     request.scope[OUTCOME] = CANCELLED
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
@@ -157,8 +160,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         raise TypeError from error
     if isinstance(error.__context__, SegmentError):  # raised while the framework read the body
         return await _on_error(request, error.__context__)
-    if isinstance(error.__context__, ClientDisconnect):
-        return await _on_disconnect(request, error.__context__)
     reasons = {404: "not_found", 405: "method_not_allowed"}
     if error.status_code not in reasons:
         return await _on_error(request, InvalidPromptError("the body cannot be read", field="body"))

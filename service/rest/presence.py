@@ -55,6 +55,9 @@ class _Request:
     async def receive(self) -> Message:
         """Pass on what the client sends; from the end of the body on, listen for its leaving."""
         message = await self._receive()
+        if message["type"] == "http.disconnect" and self._listener is None and not self._answered:
+            self.was_left = True
+            raise asyncio.CancelledError  # past the framework, which would make an answer for nobody, at some cost
         if message["type"] == "http.request" and not message.get("more_body", False):
             self._owes_body = False
             if self._listener is None:

@@ -1,7 +1,9 @@
 """HTTP/1.1 that does not wait for ever: uvicorn's protocol with deadlines for what clients send, and a gentle close."""
 
 import asyncio
+from contextlib import suppress
 from functools import cache
+from random import uniform
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -13,6 +15,7 @@ MAX_HEADER_BYTES = 32 * 1024
 BODY_WINDOW_S = 5.0  # in each of these a body must bring so many bytes, unless it is done, or we make it wait
 MIN_BODY_BYTES_PER_S = 32 * 1024
 LINGER_S = 5.0  # for a client that was answered before it had sent all
+LATER_FACTOR = 1.1  # by so much, at most, each of these waits is longer
 
 
 class PatientTransport:
@@ -142,13 +145,15 @@ class DeadlineProtocol(HttpToolsProtocol):
         """Send nothing more, and throw away what still comes, for a while or until the client ends it."""
         self.lingering = True
         self.flow.resume_reading()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
         self._set_timer(LINGER_S, self.transport.close)
+        if self.transport.can_write_eof():
+            with suppress(OSError):  # the client has gone, which the event loop has not come to hear yet
+                self.transport.write_eof()
 
     def _set_timer(self, delay_s: float, then: Any) -> None:  # noqa: ANN401 - any function
+        """Have `then` called in a while, unless something comes first. Who came together does not end together."""
         self._clear_timer()
-        self._timer = self.loop.call_later(delay_s, then)
+        self._timer = self.loop.call_later(delay_s * uniform(1, LATER_FACTOR), then)  # noqa: S311 - no secret
 
     def _clear_timer(self) -> None:
         if self._timer is not None:

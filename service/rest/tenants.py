@@ -10,10 +10,11 @@ from service.call import current_tenant, note_tenant
 
 if TYPE_CHECKING:
     from service.auth import Authoriser
+    from service.segmenter import Segmenter
 
 
 class TenantRoute(APIRoute):
-    """A route for tenants only: the caller's key is looked at before a byte of the body is read, whatever the URL."""
+    """A route for tenants only, while the server takes work: both is known before a byte of the body is read."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the framework's handler behind the check."""
@@ -21,7 +22,9 @@ class TenantRoute(APIRoute):
 
         async def authorised(request: Request) -> Response:
             authoriser: Authoriser = request.app.state.authoriser
+            segmenter: Segmenter = request.app.state.segmenter
             note_tenant(authoriser.tenant_of(request.headers.get("authorization")))
+            segmenter.gate.check_open()
             response = await handle(request)
             response.headers.setdefault("cache-control", "no-store")
             return response

@@ -14,10 +14,10 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
-from service.admission.permits import Permits
 from service.auth import Authoriser
 from service.call import Call, current_request_id, note_tenant
-from service.errors import DeadlineExceededError, SegmentError, UnauthenticatedError
+from service.errors import DeadlineExceededError, DrainingError, SegmentError, UnauthenticatedError
+from service.gate import Gate
 from service.logs import log_failure
 from service.metrics import CANCELLED, OK
 from service.observer import Observer
@@ -89,10 +89,10 @@ def _outcome_of_cancelled(context: grpc.aio.ServicerContext) -> tuple[str, grpc.
 class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc has no types
     """Finds out who calls, turns errors into statuses, and tells of each call by method and outcome."""
 
-    def __init__(self, authoriser: Authoriser, observer: Observer, permits: Permits) -> None:
+    def __init__(self, authoriser: Authoriser, observer: Observer, gate: Gate) -> None:
         self._authoriser = authoriser
         self._observer = observer
-        self._permits = permits
+        self._gate = gate
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -107,7 +107,8 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
         call, route = self._observer.begin("grpc", headers), details.method.rpartition("/")[2]
         try:
             note_tenant(self._authoriser.tenant_of(headers.get("authorization")))
-        except UnauthenticatedError as error:
+            self._gate.check_open()
+        except (UnauthenticatedError, DrainingError) as error:
             return grpc.stream_unary_rpc_method_handler(self._refused(call, route, error))
         wrap = (
             grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
@@ -125,7 +126,7 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
 
         async def observed(data: bytes, context: grpc.aio.ServicerContext) -> Message | None:
             async with self._telling(call, route, context):
-                with self._permits.body() as grow_body_to:
+                with self._gate.permits.body() as grow_body_to:
                     grow_body_to(len(data))
                     request = message_from_bytes(data, handler.request_deserializer)
                     answer: Message | None = await handle(request, context)

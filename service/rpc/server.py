@@ -23,6 +23,7 @@ REFUSED_IMAGE_FACTOR = 2  # what is larger, gRPC refuses itself: RESOURCE_EXHAUS
 # What one connection may ask of the server, in C-core's own words (grpc/impl/channel_arg_names.h).
 CONNECTION_LIMITS = [
     ("grpc.max_concurrent_streams", 256),  # more than a worker lets in at once: who is over it hears so, and waits not
+    ("grpc.server_handshake_timeout_ms", 5_000),  # TLS, and what HTTP/2 begins with
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.absolute_max_metadata_size", 32 * 1024),
     # Clients may look whether the connection lives, also between calls; three times too often, and it is closed.
@@ -62,7 +63,7 @@ class RpcServer:
         self._ready = False
         self._health = HealthServicer()
         self._server: Any = grpc.aio.server(
-            interceptors=[RequestObserver(authoriser, observer, segmenter.gate.permits)],
+            interceptors=[RequestObserver(authoriser, observer, segmenter.gate)],
             options=[
                 *CONNECTION_LIMITS,
                 ("grpc.so_reuseport", 1),  # the supervisor has made sure that only workers share the port

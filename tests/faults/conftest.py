@@ -1,7 +1,8 @@
 """Faults injected for real: `--full` measures the promised figures, and `report` collects them for a table at the end.
 
 Without `--full` each test holds its promise's behaviour in its short form, with bounds that a loaded machine keeps too;
-those that compare rates, which only a machine of their own can do, are marked `measures_rates` and run with it alone.
+those that compare rates, which only a machine of their own can do, are marked `measures_rates` and run with it alone,
+and so are those that wait for what only time brings (`waits_long`).
 """
 
 from collections.abc import Callable
@@ -21,6 +22,7 @@ class Row:
     measured: str
 
 
+FULL_ONLY = ("measures_rates", "waits_long")
 ROWS = pytest.StashKey[list[Row]]()
 
 
@@ -34,10 +36,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a machine of its own, unless the full figures are asked for."""
+    """Leave out what needs a machine of its own, or long, unless the full figures are asked for."""
     if config.getoption("--full", default=False):
         return
-    left_out = [item for item in items if item.get_closest_marker("measures_rates")]
+    left_out = [item for item in items if any(map(item.get_closest_marker, FULL_ONLY))]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

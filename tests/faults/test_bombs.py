@@ -15,14 +15,14 @@ import pytest
 from service.decoding import DecodePool
 from service.errors import ImageTooLargeError, UnsupportedImageError
 from service.image import DecodedImage, ImageLimits
-from service.image_header import read_header
+from service.image_header import MAX_SCANS, read_header
 from tests.bombs import MIB, accepted, refused_in_a_process, refused_unread, runaway_jpeg
 from tests.faults.conftest import Report
 from tests.mutants import mutants
 from tests.running import RunningService, descendants_of
 
 LIMITS = ImageLimits(32 * MIB, 64_000_000)
-SECONDS_OF_WORK = runaway_jpeg(4000, 400)
+SECONDS_OF_WORK = runaway_jpeg(8000, MAX_SCANS - 6)
 
 
 @pytest.fixture(scope="module")
@@ -161,14 +161,15 @@ def wait_for_decode_processes(worker: int, count: int) -> None:
         time.sleep(0.05)
 
 
-def test_a_runaway_costs_one_decode_process(service: RunningService, full: bool, report: Report) -> None:  # noqa: FBT001
-    """In full: a picture that takes minutes, up to the end of its time; others are decoded beside it."""
-    if not full:
-        return  # tests/unit/test_decoding.py has it with a shorter time
+@pytest.mark.waits_long  # tests/unit/test_decoding.py has it with a shorter time
+def test_a_runaway_costs_one_decode_process(service: RunningService, report: Report) -> None:
+    """A codec that hangs in a picture is given up at the end of its time; others are decoded beside it."""
     (worker,) = service.worker_pids()
+    before = set(decode_pids(worker))
     with ThreadPoolExecutor() as pool:
         start_s = time.monotonic()
-        running = pool.submit(put, service, "runaway", runaway_jpeg(8000, 20_000))
+        running = pool.submit(put, service, "runaway", SECONDS_OF_WORK)
+        os.kill(busiest_of(before), signal.SIGSTOP)
         beside = [put(service, f"beside{number}", data) for number, data in enumerate(accepted().values())]
         answer = running.result()
         took_s = time.monotonic() - start_s

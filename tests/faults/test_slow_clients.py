@@ -168,7 +168,7 @@ def test_a_body_that_may_come_is_asked_for(service: RunningService, cat: bytes) 
 @contextmanager
 def slow_sockets(service: RunningService, count: int) -> Iterator[None]:
     """Clients that say nothing, half a header, or the beginning of a body."""
-    greetings = [b"", b"GET /healthz HTTP/1.1\r\nx: ", upload(MIB) + bytes(100)]
+    greetings = [b"", b"GET /healthz HTTP/1.1\r\nx: ", upload(4 * MIB) + bytes(100)]  # more than uploads may hold
     with ExitStack() as stack:
         for number in range(count):
             stack.enter_context(connected(service)).sendall(greetings[number % len(greetings)])
@@ -198,7 +198,7 @@ def test_slow_sockets_change_little_for_others_and_leave_nothing(
         for _ in range(rounds):
             alone += prompt_seconds(client, prompts)
             with slow_sockets(service, count):
-                wait_until(lambda: established(service, worker) > count * 0.9)
+                wait_until(lambda: connections(service, worker) > count * 0.9)
                 beside += prompt_seconds(client, prompts)
         wait_until(lambda: open_files(worker) <= files)
     if full:
@@ -219,8 +219,9 @@ def p99(seconds: list[float]) -> float:
     return statistics.quantiles(seconds, n=100)[98]
 
 
-def established(service: RunningService, pid: int) -> int:
-    return sockets_of(pid, int(service.settings["SAM_HTTP_PORT"]), "01")
+def connections(service: RunningService, pid: int) -> int:
+    """Return how many connections a worker has taken; those of clients that it has answered count (FIN_WAIT2)."""
+    return sum(sockets_of(pid, int(service.settings["SAM_HTTP_PORT"]), state) for state in ("01", "05"))
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:

@@ -1,10 +1,13 @@
 """TLS and mutual TLS of both transports, as clients meet them; certificates are made here."""
 
+import itertools
+import socket
 import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.errors import StartError
+from service.rest.protocol import HEADER_S
 from service.tls import TlsFiles
 from tests.running import ROOT, RunningService, free_settings
 
@@ -28,6 +32,7 @@ AUTHORITY, STRANGER = trustme.CA(), trustme.CA()
 CLIENTS = trustme.CA()
 METRICS_HOST = "127.0.0.2"
 START_S = 60.0
+MARGIN_S = 8.0  # for a machine that does other things as well
 
 
 def write_files(folder: Path, authority: trustme.CA, clients: trustme.CA | None = None) -> dict[str, str]:
@@ -153,6 +158,21 @@ def test_versions_before_tls_1_2_are_refused(service: RunningService) -> None:
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises(httpx.ConnectError):
         httpx.get(url, verify=context)
+
+
+def test_a_handshake_that_does_not_go_on_is_ended(service: RunningService) -> None:
+    """As are slow headers, which come after it."""
+    start_s = time.monotonic()
+    sockets = []
+    with ExitStack() as stack:
+        for setting, said in itertools.product(("SAM_HTTP_PORT", "SAM_GRPC_PORT"), (b"", b"\x16\x03\x01\x02\0\1")):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", int(service.settings[setting]))))
+            sock.sendall(said)
+            sock.settimeout(HEADER_S + MARGIN_S)
+            sockets.append(sock)
+        for sock in sockets:
+            assert sock.recv(1) == b""
+            assert time.monotonic() - start_s > HEADER_S - 0.5
 
 
 def test_mutual_tls_serves_who_shows_a_certificate_of_the_named_authority_and_nobody_else(

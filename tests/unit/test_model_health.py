@@ -11,7 +11,9 @@ from service.answers import ImageRef
 from service.breaker import FAILURES_TO_OPEN
 from service.cache.contract import Embedding
 from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError, SegmentError
+from service.failed_canaries import FailedCanaries, shared_failures
 from service.prompt import PromptBatch
+from service.tensors import ENCODER_MODEL
 from tests.unit.test_segmenter import CLICK, OTHER, PHOTO, A, Core, run
 
 B = ImageRef("tenant", "b")
@@ -72,6 +74,26 @@ def test_a_model_that_answers_nobody_is_unready_after_the_patience() -> None:
         assert not core.segmenter.ready
 
     run(scenario)
+
+
+def test_a_canary_that_waits_hears_of_another_worker_s_that_failed() -> None:
+    async def scenario(core: Core) -> None:
+        core.backend.gate.clear()
+        core.segmenter._health.encoder.failed()
+        core.segmenter._health._failed = FailedCanaries(fd)
+        probing = asyncio.create_task(core.segmenter.probe(60.0))
+        await asyncio.sleep(0.05)
+        assert core.segmenter.ready
+        FailedCanaries(fd).note(ENCODER_MODEL)
+        with pytest.raises(ModelUnavailableError, match="another worker"):
+            await probing
+        assert not core.segmenter.ready
+        core.backend.gate.set()
+        await core.segmenter.probe(60.0)  # what failed before it was sent is no news to it
+        assert core.segmenter.ready
+
+    with shared_failures() as fd:
+        run(scenario)
 
 
 @pytest.mark.parametrize("refusal", [OverloadedError("full"), DeadlineExceededError("waited")])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.admission.contract import Lane, Refusal, Spent
-from service.admission.permits import Permits
+from service.admission.permits import SMALL_BODY_BYTES, Permits
 from service.errors import OverloadedError
 
 
@@ -300,6 +300,15 @@ def test_a_greedy_tenant_s_waiting_leaves_room_for_others() -> None:
         await asyncio.gather(*tasks)
 
     run(scenario)
+
+
+def test_uploads_leave_room_for_prompts() -> None:
+    permits = Permits(1, max_bytes=32 * SMALL_BODY_BYTES)
+    with permits.body() as grow_upload, permits.body() as grow_another, permits.body() as grow_prompt:
+        grow_upload(29 * SMALL_BODY_BYTES)
+        with pytest.raises(OverloadedError):
+            grow_another(2 * SMALL_BODY_BYTES)
+        grow_prompt(SMALL_BODY_BYTES)
 
 
 def test_bodies_are_bounded_together_and_a_lone_one_always_has_room() -> None:

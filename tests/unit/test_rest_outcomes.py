@@ -83,6 +83,25 @@ def test_a_client_that_goes_away_is_counted_as_cancelled_and_leaves_no_traceback
     assert not caplog.records
 
 
+def test_while_draining_requests_are_refused_unread(
+    app: tuple[FastAPI, CollectorRegistry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BrokenCore.gate, "draining", True)
+    sent: list[dict[str, object]] = []
+
+    async def receive() -> dict[str, object]:
+        raise AssertionError("the body is read")
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "PUT", "path": "/v1/images/a", "raw_path": b"/v1/images/a", "query_string": b""}
+    headers = [(b"content-length", b"1000")]
+    asyncio.run(app[0]({**scope, "headers": headers, "http_version": "1.1", "scheme": "http"}, receive, send))
+    assert sent[0]["status"] == 503
+    assert {(b"retry-after", b"1"), (b"connection", b"close")} <= set(sent[0]["headers"])  # type: ignore[call-overload]
+
+
 def test_an_unknown_error_is_counted_as_internal(app: tuple[FastAPI, CollectorRegistry]) -> None:
     async def get() -> httpx.Response:
         transport = httpx.ASGITransport(app[0], raise_app_exceptions=False)
