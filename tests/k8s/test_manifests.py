@@ -170,6 +170,7 @@ def test_the_scaler_asks_for_what_is_recorded(target: str) -> None:
     kinds = {each["kind"] for each in objects_of(target)}
     if "ScaledObject" not in kinds:
         return
+    assert "PrometheusRule" in kinds
     scaler = one(target, "ScaledObject", "sam")["spec"]
     queries = {trigger["name"]: trigger["metadata"]["query"] for trigger in scaler["triggers"]}
     assert {query for name, query in queries.items() if name != "callers"} <= recorded()
