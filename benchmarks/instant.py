@@ -1,4 +1,4 @@
-"""One worker of the real gateway around a model that costs nothing: `python -m benchmarks.instant INDEX`.
+"""A worker of the real gateway around a model that costs nothing.
 
 All is the gateway's own but the model, which answers at once with the logits that sam-tiny has for a click on a real
 photograph. `benchmarks.services.instant_service` starts as many as are asked for.
@@ -7,7 +7,8 @@ photograph. `benchmarks.services.instant_service` starts as many as are asked fo
 import argparse
 import asyncio
 import io
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from unittest import mock
 
 import numpy as np
@@ -16,20 +17,16 @@ from PIL import Image
 
 from benchmarks.graphs_cpu import session
 from benchmarks.photographs import photograph
-from benchmarks.services import READY
-from service import server
+from service import server, worker
 from service.admission.contract import Lane, Spent
 from service.answers import Model
 from service.backend import DecoderOutput
 from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Region
 from service.cache.contract import Embedding
-from service.exposition import count_in_files_of
 from service.image import EncoderInput, valid_size_of
-from service.logs import configure_logging
 from service.picture import letterboxed
 from service.prompt import PromptBatch
-from service.settings import Settings
 from service.tensors import DECODER_MODEL, EMBEDDING, ENCODER_MODEL, LABEL_NOT_A_POINT, Geometry
 
 GEOMETRY = Geometry(input_size=384, grid_size=24, channels=128)  # sam-tiny's
@@ -94,23 +91,16 @@ def answer_of_sam_tiny() -> tuple[NDArray[np.float16], NDArray[np.float32]]:
     return masks[0, 0], scores[0, 0]
 
 
-def main() -> None:
-    """Serve as `service.worker` does, until SIGTERM; say when it is ready."""
+def main() -> int:
+    """Run `service.worker`, to which alone its arguments mean something."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.instant", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("index", type=int, help="of this worker; the first one opens its ports at once")
-    index = parser.parse_args().index
-    settings = Settings()
-    configure_logging(settings.log_level, settings.log_format)
-    count_in_files_of(index)
-
-    def ready(_: Callable[[], bool]) -> None:
-        print(READY, flush=True)
-
+    parser.add_argument("arguments", nargs="+", help="service.worker's")
+    parser.parse_known_args()
     with mock.patch.object(server, "TritonBackend", InstantBackend):
-        asyncio.run(server.serve(settings, on_ready=ready, open_when_ready=index > 0))
+        return worker.main()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """The services that are measured, started and ended as a whole: where they listen, and what their processes are."""
 
 import os
+import select
 import subprocess
 import sys
 import time
@@ -11,12 +12,13 @@ from typing import Any
 
 import httpx
 
+from service.admission.rates import shared_buckets
 from service.cache.files import discard_arenas
 from service.exposition import FOLDER_VARIABLE, metrics_folder
+from service.reports import reports_from
 from tests.running import ROOT, RunningService, descendants_of, free_settings
 
 START_S = 600.0  # a large model on a busy CPU takes minutes to load and to warm up
-READY = "ready"  # what a worker of `instant_service` prints when it is
 
 
 @dataclass(frozen=True)
@@ -43,23 +45,32 @@ def real_service(**settings: str) -> Iterator[Service]:
 
 @contextmanager
 def instant_service(workers: int) -> Iterator[Service]:
-    """Run the gateway's workers around `benchmarks.instant`'s model for the block. Nobody supervises them."""
+    """Run the gateway's workers around `benchmarks.instant`'s model for the block. Nobody replaces one that ends."""
     settings = {**free_settings(), "SAM_WORKERS": str(workers), "SAM_LOG_LEVEL": "error"}
     with ExitStack() as stack:
         stack.callback(discard_arenas, f"sam-{settings['SAM_HTTP_PORT']}")
         folder = stack.enter_context(metrics_folder())
+        rates_fd = stack.enter_context(shared_buckets(1))
+        reader, writer = os.pipe()
+        stack.callback(os.close, reader)
+        stack.callback(os.close, writer)
+        os.set_blocking(writer, False)  # workers go on telling that they are well, and nobody listens any more
         environment = {**os.environ, **settings, FOLDER_VARIABLE: str(folder)}
-        processes = []
+        processes: list[subprocess.Popen[bytes]] = []
         for index in range(workers):
-            command = [sys.executable, "-m", "benchmarks.instant", str(index)]
+            arguments = [str(each) for each in (index, os.getpid(), writer, rates_fd)]
+            command = [sys.executable, "-m", "benchmarks.instant", *arguments]
             process = stack.enter_context(
-                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+                subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[writer, rates_fd])
             )
             stack.callback(process.terminate)
             processes.append(process)
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline().strip() == READY
+        ready: set[int] = set()
+        while len(ready) < workers:
+            if any(process.poll() is not None for process in processes):
+                raise RuntimeError("a worker ended before it was ready; its own words are above")
+            if select.select([reader], [], [], 1.0)[0]:
+                ready |= {report.index for report in reports_from(os.read(reader, 4096))}
         yield Service(_addresses(settings), {"gateway": [process.pid for process in processes]}, settings)
 
 
