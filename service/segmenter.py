@@ -241,8 +241,9 @@ class Segmenter:
                 chosen = chosen_candidates(scores, multimask=request.multimask, is_ambiguous=is_ambiguous)
                 # One prompt at a time, so that deadlines and cancellation hold: nothing of this can be interrupted.
                 if is_quick(frame, len(chosen), request.output):
+                    if results:
+                        await asyncio.sleep(0)
                     results[place] = masks_from_logits(logits, scores, chosen, frame, request.output)
-                    await asyncio.sleep(0)
                 else:
                     results[place] = await asyncio.to_thread(
                         masks_from_logits, logits, scores, chosen, frame, request.output
