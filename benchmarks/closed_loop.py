@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from benchmarks.callers import OK, Caller, Target, calling
+from benchmarks.callers import OK, OVERLOADED, RETRY_S, Caller, Target, calling, have_cached
 from benchmarks.figures import quantile
 from benchmarks.machine import cpu_s_of
 from benchmarks.photographs import photograph
@@ -28,13 +28,14 @@ class Loop:
     watched: Mapping[str, Iterable[int]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """What came of a loop: each answer's time in milliseconds, ascending, and the CPU time that was spent meanwhile."""
+    """What came of a loop: times of good answers, refusals as overload, and the CPU time that was spent meanwhile."""
 
     loop: Loop
-    times_ms: list[float]
-    cpu_s: Mapping[str, float]
+    times_ms: list[float] = field(default_factory=list)
+    refused: int = 0
+    cpu_s: dict[str, float] = field(default_factory=dict)
 
     @property
     def prompts(self) -> int:
@@ -43,11 +44,13 @@ class Outcome:
 
     def figures(self) -> dict[str, float]:
         """Return the figures of a table's line."""
-        return {
+        ordered = sorted(self.times_ms)
+        figures = {
             "prompts/s": self.prompts / self.loop.seconds,
-            "p50 ms": quantile(self.times_ms, 0.5),
-            "p99 ms": quantile(self.times_ms, 0.99),
+            "p50 ms": quantile(ordered, 0.5),
+            "p99 ms": quantile(ordered, 0.99),
         } | {f"{name} CPU us/prompt": 1e6 * spent / max(self.prompts, 1) for name, spent in self.cpu_s.items()}
+        return figures | ({"refused": self.refused} if self.refused else {})
 
 
 async def run(target: Target, loop: Loop) -> Outcome:
@@ -55,24 +58,26 @@ async def run(target: Target, loop: Loop) -> Outcome:
     async with calling(target) as caller:
         ids = [f"{target.transport}-{number}" for number in range(loop.callers)]
         for number, image_id in enumerate(ids):
-            answer = await caller.upload(image_id, photograph(number, loop.size))
-            assert answer.outcome == OK, answer.outcome
-        times_ms: list[float] = []
-        begin_s = time.monotonic() + WARM_UP_S
-        asking = asyncio.gather(*(_ask(caller, each, loop, begin_s, times_ms) for each in ids))
+            await have_cached(caller, image_id, photograph(number, loop.size))
+        outcome, begin_s = Outcome(loop), time.monotonic() + WARM_UP_S
+        asking = asyncio.gather(*(_ask(caller, each, begin_s, outcome) for each in ids))
         await asyncio.sleep(begin_s - time.monotonic())
         before = cpu_s_of(loop.watched)
         await asyncio.sleep(begin_s + loop.seconds - time.monotonic())
-        after = cpu_s_of(loop.watched)
+        outcome.cpu_s = {name: spent_s - before[name] for name, spent_s in cpu_s_of(loop.watched).items()}
         await asking
-    return Outcome(loop, sorted(times_ms), {name: after[name] - before[name] for name in after})
+    return outcome
 
 
-async def _ask(caller: Caller, image_id: str, loop: Loop, begin_s: float, times_ms: list[float]) -> None:
-    """Be one caller; only answers that come within the stretch count."""
-    end_s = begin_s + loop.seconds
+async def _ask(caller: Caller, image_id: str, begin_s: float, outcome: Outcome) -> None:
+    """Be one caller, who comes back when told to; only answers that come within the stretch count."""
+    end_s = begin_s + outcome.loop.seconds
     while (asked_s := time.monotonic()) < end_s:
-        answer = await caller.prompt(image_id, loop.prompts)
+        answer = await caller.prompt(image_id, outcome.loop.prompts)
+        if answer.outcome == OVERLOADED:
+            outcome.refused += 1
+            await asyncio.sleep(answer.retry_after_s or RETRY_S)
+            continue
         assert answer.outcome == OK, answer.outcome
         if begin_s <= (now_s := time.monotonic()) < end_s:
-            times_ms.append(1000 * (now_s - asked_s))
+            outcome.times_ms.append(1000 * (now_s - asked_s))

@@ -24,7 +24,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from benchmarks.callers import NOT_CACHED, OK, TRANSPORTS, Answer, Caller, Target, calling
+from benchmarks.callers import NOT_CACHED, OK, TRANSPORTS, Answer, Caller, Target, calling, have_cached
 from benchmarks.figures import Sheet, arguments, quantile
 from benchmarks.machine import cpu_s_of
 from benchmarks.photographs import Popularity, photograph
@@ -211,8 +211,7 @@ async def warmed(load: Load, photographs: int) -> None:
     """Upload the most popular ones, so that the load meets a cache as it is after a while."""
     async with calling(load.target) as caller:
         for number in range(photographs):
-            answer = await caller.upload(f"{load.image_id}-{number}", photograph(number))
-            assert answer.outcome == OK, answer.outcome
+            await have_cached(caller, f"{load.image_id}-{number}", photograph(number))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
