@@ -17,9 +17,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import onnxruntime as ort
 
-from benchmarks.callers import CLICKS, OK, TRANSPORTS, Caller, Target, calling, prompt_body, prompt_message
+from benchmarks.callers import CLICKS, OK, TRANSPORTS, Caller, Target, calling, have_cached, prompt_body, prompt_message
 from benchmarks.closed_loop import Loop, run
 from benchmarks.figures import Sheet, arguments
 from benchmarks.graphs_cpu import session
@@ -130,6 +131,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.calls, options.callers, options.seconds = 3, 50, [1, 4, 16], 1.5
+    cv2.setNumThreads(1)  # as in `service.worker`
     sheet = Sheet("budget")
     with real_service(SAM_WORKERS=str(default_workers())) as service:
         feed = asyncio.run(measure_one(sheet, service, options))
@@ -170,7 +172,7 @@ async def steps_of(core: Core, callers: Mapping[str, Caller]) -> dict[str, STEP]
 
     steps: dict[str, STEP] = {FLOOR: bare, "Triton, by reference": triton, "core in-process": whole}
     for name, caller in callers.items():
-        assert (await caller.upload(REF.image_id, photograph(0))).outcome == OK
+        await have_cached(caller, REF.image_id, photograph(0))
         steps[f"gateway over {name}"] = _prompting(caller)
         steps[f"{name} call that does nothing"] = caller.model
     return steps

@@ -18,8 +18,10 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service.rpc.pb import segment_anything_pb2 as pb
 
-OK, NOT_CACHED = "ok", "image_not_cached"
+OK, NOT_CACHED, OVERLOADED = "ok", "image_not_cached", "overloaded"
 TRANSPORTS = ("HTTP", "gRPC")
+RETRY_S = 0.05  # for who is not told when to come back
+UPLOAD_TRIES = 100
 MAX_IDLE_S = 2.0  # of a connection: servers close idle ones, and a request may meet that on its way
 METHOD = "/sam.v1.SegmentAnything/"
 CLICKS = ((200, 150), (320, 240), (110, 300), (450, 90), (270, 200), (50, 50), (600, 400), (400, 350))
@@ -80,6 +82,17 @@ async def calling(target: Target) -> AsyncIterator[Caller]:
         yield caller
     finally:
         caller.close()
+
+
+async def have_cached(caller: Caller, image_id: str, image: bytes) -> None:
+    """Upload an image, coming back when told to: what went before may still keep the service busy."""
+    for _ in range(UPLOAD_TRIES):
+        answer = await caller.upload(image_id, image)
+        if answer.outcome != OVERLOADED:
+            break
+        await asyncio.sleep(answer.retry_after_s or RETRY_S)
+    if answer.outcome != OK:
+        raise RuntimeError(f"an upload was answered with {answer.outcome}")
 
 
 class GrpcCaller:

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.figures import Row, markdown_tables, medians, read_sheet
+from benchmarks.figures import Row, markdown_tables, medians, read_sheet, rounded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 class Panel(NamedTuple):
-    """One figure of the table whose title begins with `table`: lines over what is varied, or bars of what is not."""
+    """One figure of the table whose title begins with `table`: lines over what is varied, or bars if nothing is."""
 
     table: str
     figure: str
@@ -25,7 +25,8 @@ class Panel(NamedTuple):
 
 PLOTS = {
     "budget": (Panel("A cached prompt", "p50 us"), Panel("Saturation", "prompts/s")),
-    "peers": (Panel("Sessions of", "prompts/s", is_log=True), Panel("Sessions of", "p99 ms", is_log=True)),
+    "peers": (Panel("Sessions of", "prompts/s"), Panel("Sessions of", "p99 ms")),
+    "load": (Panel("Sessions of", "p50 ms"), Panel("Sessions of", "p99 ms")),
     "scale": (
         Panel("The gateway's own ceiling", "gateway CPU us/prompt"),
         Panel("The index", "p50 us", is_log=True),
@@ -101,13 +102,11 @@ def draw_panel(axes: "Axes", panel: Panel, table: str, rows: list[Row]) -> None:
         else:
             axes.set_ylim(bottom=0)
         return
-    bars = axes.barh(list(cases), [next(iter(values.values())) for values in cases.values()])
-    axes.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
+    heights = [next(iter(each.values())) for each in cases.values()]
+    axes.bar_label(axes.barh(list(cases), heights), [rounded(each) for each in heights], fontsize=7, padding=2)
     axes.margins(x=0.15)
     axes.invert_yaxis()
     axes.set_xlabel(panel.figure)
-    if panel.is_log:
-        axes.set_xscale("log")
 
 
 if __name__ == "__main__":
