@@ -4,6 +4,7 @@ Arithmetic only, no measurement: the multiplications of an encoder over the dens
 engine reaches a part of that. Ours multiplies more than the original, to move far less (export/wrappers/encoder.py).
 """
 
+import argparse
 import math
 
 from export.architecture import SAM_VIT_B, SAM_VIT_H, SAM_VIT_L, Architecture
@@ -38,6 +39,9 @@ def _attention(model: Architecture, count: int, side: int, *, folded: bool) -> i
 
 def main() -> None:
     """Print images a second, of our graph and in brackets of the original."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.capacity", description=(__doc__ or "").partition("\n")[0]
+    ).parse_args()
     print(f"| GPU (dense FP16) | {' | '.join(MODELS)} |\n|---{'|---' * len(MODELS)}|")
     for name, tflops in DENSE_FP16_TFLOPS.items():
         ours, original = (
