@@ -126,7 +126,9 @@ def run_loads(*loads: Load) -> list[Samples]:
     spawn = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
     queue: Queue[tuple[int, list[Sample]]] = spawn.Queue()
     start = spawn.Barrier(len(loads))
-    processes = [spawn.Process(target=_run, args=(index, load, start, queue)) for index, load in enumerate(loads)]
+    processes = [
+        spawn.Process(target=_run, args=(index, load, start, queue), daemon=True) for index, load in enumerate(loads)
+    ]
     for process in processes:
         process.start()
     longest_s = max(load.longest_s for load in loads)

@@ -52,6 +52,9 @@ def main() -> None:
     """Measure in turn, print, and write the table."""
     parser = arguments("peers", __doc__)
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument(
+        "--warm-up", type=float, default=10.0, help="seconds before each measurement, with new photographs"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--photographs", type=int, default=300)
@@ -59,7 +62,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=list(CALLERS), default=list(CALLERS))
     options = parser.parse_args()
     if options.quick:
-        options.callers, options.seconds, options.rounds, options.photographs = [4], 6.0, 2, 30
+        options.callers, options.warm_up, options.seconds, options.rounds, options.photographs = [4], 6.0, 5.0, 2, 30
     sheet = Sheet("peers")
     title = f"Sessions of {options.clicks} clicks on {options.photographs} photographs by callers"
     with ExitStack() as stack:
@@ -68,7 +71,7 @@ def main() -> None:
             for callers in options.callers:
                 first = None
                 for peer, target in targets.items():
-                    work = Work(callers, options.seconds, options.photographs, options.clicks, turn)
+                    work = Work(callers, options.warm_up, options.seconds, options.photographs, options.clicks, turn)
                     figures = measured(peer, target, work)
                     first = first or figures["prompts/s"]
                     sheet.add(

@@ -19,6 +19,7 @@ class Work(NamedTuple):
     """The workload of one measurement."""
 
     callers: int
+    warm_up_s: float
     seconds: float
     photographs: int
     clicks: int
@@ -28,13 +29,15 @@ class Work(NamedTuple):
 def call_for_a_while(peer: str, target: str, work: Work, index: int, times: "Queue[list[float]]") -> None:
     """Be one caller: sessions of clicks, one after the other, until the time is over.
 
-    Each round has photographs of its own, so that no peer finds what it was sent before.
+    Each round has photographs of its own, so that no peer finds what it was sent before. Clicks during the warm-up do
+    not count: then hardly a photograph has been seen, and all that is measured is the encoder.
     """
     call = CALLERS[peer](target)
     chance = random.Random(work.seed * 1000 + index)  # noqa: S311
     popularity = Popularity(work.photographs)
     taken: list[float] = []
-    end_s = time.monotonic() + work.seconds
+    counting_s = time.monotonic() + work.warm_up_s
+    end_s = counting_s + work.seconds
     while time.monotonic() < end_s:
         number = popularity.one(chance)
         image_id = f"{peer.replace(', ', '-')}-{work.seed}-{number}"
@@ -43,7 +46,8 @@ def call_for_a_while(peer: str, target: str, work: Work, index: int, times: "Que
             click = (chance.uniform(20, 620), chance.uniform(20, 460))
             began_s = time.monotonic()
             call(image_id, image, click)
-            taken.append(time.monotonic() - began_s)
+            if began_s >= counting_s:
+                taken.append(time.monotonic() - began_s)
     times.put(taken)
 
 
@@ -52,10 +56,10 @@ def measured(peer: str, target: str, work: Work) -> dict[str, float]:
     spawn = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
     times: Queue[list[float]] = spawn.Queue()
     arguments = [(peer, target, work, index, times) for index in range(work.callers)]
-    processes = [spawn.Process(target=call_for_a_while, args=each) for each in arguments]
+    processes = [spawn.Process(target=call_for_a_while, args=each, daemon=True) for each in arguments]
     for process in processes:
         process.start()
-    taken = sorted(took for _ in processes for took in times.get(timeout=work.seconds + PATIENCE_S))
+    taken = sorted(took for _ in processes for took in times.get(timeout=work.warm_up_s + work.seconds + PATIENCE_S))
     for process in processes:
         process.join()
     return {
