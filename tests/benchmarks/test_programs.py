@@ -92,7 +92,6 @@ def test_the_report_has_every_table_and_a_plot_for_it(
 ) -> None:
     sheet().publish(tmp_path)
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
-    pytest.importorskip("matplotlib")
     report.main()
     capsys.readouterr()
     assert "**Saturation**" in (tmp_path / "report.md").read_text()
