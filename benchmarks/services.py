@@ -15,6 +15,7 @@ import httpx
 from service.admission.rates import shared_buckets
 from service.cache.files import discard_arenas
 from service.exposition import FOLDER_VARIABLE, metrics_folder
+from service.failed_canaries import shared_failures
 from service.reports import reports_from
 from tests.running import ROOT, RunningService, descendants_of, free_settings
 
@@ -50,7 +51,7 @@ def instant_service(workers: int) -> Iterator[Service]:
     with ExitStack() as stack:
         stack.callback(discard_arenas, f"sam-{settings['SAM_HTTP_PORT']}")
         folder = stack.enter_context(metrics_folder())
-        rates_fd = stack.enter_context(shared_buckets(1))
+        fds = (stack.enter_context(shared_buckets(1)), stack.enter_context(shared_failures()))
         reader, writer = os.pipe()
         stack.callback(os.close, reader)
         stack.callback(os.close, writer)
@@ -58,11 +59,9 @@ def instant_service(workers: int) -> Iterator[Service]:
         environment = {**os.environ, **settings, FOLDER_VARIABLE: str(folder)}
         processes: list[subprocess.Popen[bytes]] = []
         for index in range(workers):
-            arguments = [str(each) for each in (index, os.getpid(), writer, rates_fd)]
+            arguments = [str(each) for each in (index, os.getpid(), writer, *fds)]
             command = [sys.executable, "-m", "benchmarks.instant", *arguments]
-            process = stack.enter_context(
-                subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[writer, rates_fd])
-            )
+            process = stack.enter_context(subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[writer, *fds]))
             stack.callback(process.terminate)
             processes.append(process)
         ready: set[int] = set()
