@@ -1,7 +1,7 @@
 """The route that is called for every click, without the framework's way to an endpoint's parameters and back.
 
 The endpoint is declared like any other, for OpenAPI. Here it is called with what the same functions make of the same
-request, and its answer is written as it is: the framework takes as long for that as all else takes together.
+request, and its answer is written as it is: the framework's own way is a third of the time that such a request takes.
 """
 
 from collections.abc import Callable, Coroutine
