@@ -7,10 +7,11 @@ engine reaches a part of that. Ours multiplies more than the original, to move f
 import argparse
 import math
 
+from benchmarks.gpu_rates import DENSE_TFLOPS
 from export.architecture import SAM_VIT_B, SAM_VIT_H, SAM_VIT_L, Architecture
 from service.tensors import PATCH_SIZE
 
-DENSE_FP16_TFLOPS = {"L4": 121, "A100": 312, "H100 and H200 (SXM)": 989}
+GPUS = {"L4": "L4", "A100": "A100", "H100": "H100 and H200 (SXM)"}  # as they are called in the table
 MODELS = {"ViT-B": SAM_VIT_B, "ViT-L": SAM_VIT_L, "ViT-H": SAM_VIT_H}
 MLP_RATIO = 4
 ALIGNMENT = 8
@@ -43,13 +44,14 @@ def main() -> None:
         prog="python -m benchmarks.capacity", description=(__doc__ or "").partition("\n")[0]
     ).parse_args()
     print(f"| GPU (dense FP16) | {' | '.join(MODELS)} |\n|---{'|---' * len(MODELS)}|")
-    for name, tflops in DENSE_FP16_TFLOPS.items():
+    for gpu, name in GPUS.items():
+        _, tflops = DENSE_TFLOPS[gpu]
         ours, original = (
             [tflops * 1e12 / 2 / encoder_macs(model, folded=folded) for model in MODELS.values()]
             for folded in (True, False)
         )
         cells = [f"{mine:.0f} ({theirs:.0f})" for mine, theirs in zip(ours, original, strict=True)]
-        print(f"| {name}, {tflops} TFLOP/s | {' | '.join(cells)} |")
+        print(f"| {name}, {tflops:.0f} TFLOP/s | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

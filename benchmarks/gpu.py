@@ -25,6 +25,7 @@ from benchmarks.callers import Target
 from benchmarks.closed_loop import Loop, run
 from benchmarks.engine_run import EngineRun
 from benchmarks.figures import Sheet, arguments
+from benchmarks.gpu_rates import dense_tflops
 from benchmarks.random_weights import random_weights
 from export.engine_from_onnx import EngineError, build_engine, find_builder
 from export.onnx_from_torch import TORCH_DTYPES, export_onnx, module_for
@@ -32,19 +33,6 @@ from export.spec import MODELS, AxisRange, GraphSpec, graph_spec
 from export.weights import Weights
 from service.tensors import DECODER_MODEL, ENCODER_MODEL
 
-# Dense TFLOP/s by a part of the GPU's name: FP32, FP16 with tensor cores. From NVIDIA's data sheets.
-LIMITS = {
-    "H200": (67.0, 989.0),
-    "H100 PCIe": (51.0, 756.0),
-    "H100": (67.0, 989.0),
-    "A100": (19.5, 312.0),
-    "L40S": (91.6, 362.0),
-    "L4": (30.3, 121.0),
-    "A10G": (31.2, 70.0),
-    "A10": (31.2, 125.0),
-    "T4": (8.1, 65.0),
-    "RTX 4090": (82.6, 165.0),
-}
 BATCHES = (1, 2, 4, 8, 16, 32)
 VITS = ("sam-vit-b", "sam-vit-l", "sam-vit-h")
 SIZES = {"P": 1, "N": 2}  # of a click: one prompt of two tokens
@@ -152,10 +140,11 @@ def flops_of(graph: GraphSpec, module: nn.Module, device: torch.device) -> int:
 
 def limit_of(gpu: str, case: str) -> float | None:
     """Return the FLOP/s that the GPU's maker states; None of one that is not in the table."""
-    for part, (fp32, fp16) in LIMITS.items():
-        if part in gpu:
-            return 1e12 * (fp32 if case.endswith("FP32") else fp16)
-    return None
+    rates = dense_tflops(gpu)
+    if rates is None:
+        return None
+    fp32, fp16 = rates
+    return 1e12 * (fp32 if case.endswith("FP32") else fp16)
 
 
 def median_ms(once: Run, device: torch.device, seconds: float) -> float:

@@ -8,8 +8,8 @@ import argparse
 import asyncio
 import io
 import sys
-from collections.abc import Mapping
-from unittest import mock
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks.graphs_cpu import session
 from benchmarks.photographs import photograph
-from service import server, worker
+from service import worker
 from service.admission.contract import Lane, Spent
 from service.answers import Model
 from service.backend import DecoderOutput
@@ -27,6 +27,7 @@ from service.cache.contract import Embedding
 from service.image import EncoderInput, valid_size_of
 from service.picture import letterboxed
 from service.prompt import PromptBatch
+from service.settings import Settings
 from service.tensors import DECODER_MODEL, EMBEDDING, ENCODER_MODEL, LABEL_NOT_A_POINT, Geometry
 
 GEOMETRY = Geometry(input_size=384, grid_size=24, channels=128)  # sam-tiny's
@@ -36,11 +37,8 @@ CLICK = (200, 150)
 class InstantBackend:
     """A `service.backend.Backend` that computed one answer when it was made, and gives it to every prompt."""
 
-    def __init__(self, *_: object, **__: object) -> None:
+    def __init__(self) -> None:
         self._masks, self._scores = answer_of_sam_tiny()
-
-    async def close(self) -> None:
-        """Nothing is open."""
 
     async def describe(self, timeout_s: float) -> Model:  # noqa: ARG002 - the seam's signature
         """Return a model of sam-tiny's shapes."""
@@ -98,8 +96,12 @@ def main() -> int:
     )
     parser.add_argument("arguments", nargs="+", help="service.worker's")
     parser.parse_known_args()
-    with mock.patch.object(server, "TritonBackend", InstantBackend):
-        return worker.main()
+    return worker.main(connect=_instant)
+
+
+@asynccontextmanager
+async def _instant(_: Settings) -> AsyncIterator[InstantBackend]:
+    yield InstantBackend()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import InvalidPromptError
+from service.errors import InvalidPromptError, ModelUnavailableError
 from service.polygon import Polygon, polygons_from_edges
 from service.regions import holes_filled, islands_dropped
 from service.rle import binary_from_edges, edges_from_binary, rle_counts_from_edges
-from service.upscaling import Frame, edges_from_logits, float32_from_float16
+from service.upscaling import FROM_INFINITY, Frame, edges_from_logits, float32_from_float16
 
 STABILITY_OFFSET = 1.0  # the original's `calculate_stability_score`: IoU of the masks at logits +1 and -1
 MAX_REGION_AREA_PX = 1_000_000
@@ -117,8 +117,14 @@ def masks_from_logits(
 
 
 def mask_from_logits(logits: NDArray[np.float16], score: float, frame: Frame, output: MaskOutput) -> Mask:
-    """Turn low-res `logits` [4G, 4G] into a mask of the original's size."""
+    """Turn low-res `logits` [4G, 4G] into a mask of the original's size.
+
+    Raises:
+        ModelUnavailableError: the model computed what is not a number, as FP16 does when it overflows.
+    """
     values = float32_from_float16(logits)
+    if not (math.isfinite(score) and values.max() <= FROM_INFINITY and values.min() >= -FROM_INFINITY):
+        raise ModelUnavailableError("the model's answer holds values that are not numbers; export it again in FP32")
     edges = edges_from_logits(values, frame)
     if output.min_region_area_px:
         edges = _cleaned(edges, frame.size, output.min_region_area_px)

@@ -18,6 +18,8 @@ EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 def main() -> None:
     """Ask for the path that is the only argument; end with exit code 1 and a line if the answer is not 200."""
+    if len(sys.argv) != 2:  # noqa: PLR2004 - argparse would take longer to load than to ask
+        sys.exit("usage: python -m service.probe PATH")
     path = sys.argv[1]
     try:
         status = status_of(path, os.environ)

@@ -5,13 +5,14 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
 from service.admission.permits import Permits
 from service.admission.rates import Rates
 from service.auth import Authoriser, parse_api_keys
+from service.backend import Backend
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
 from service.cache.redis import RedisLevel
@@ -40,11 +41,28 @@ REDIS_TTL_S = 86400.0  # in the second level, when SAM_CACHE_TTL_S sets none: Re
 QUIET_S = 0.3  # so long without a new call, while draining, and none is on its way
 FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, that there is none
 
+Connect = Callable[[Settings], AbstractAsyncContextManager[Backend]]
+
+
+@asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[TritonBackend]:
+    """Yield the model behind the Triton that `settings` name."""
+    backend = TritonBackend(
+        settings.triton_url,
+        shared_memory=settings.triton_transport == "shm",
+        secret=settings.triton_secret.get_secret_value(),
+    )
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
 
 async def serve(
     settings: Settings,
     *,
     on_ready: Callable[[Callable[[], bool]], None],
+    connect: Connect = connected,
     open_when_ready: bool = False,
     rates_fd: int | None = None,
     canaries_fd: int | None = None,
@@ -52,6 +70,7 @@ async def serve(
     """Serve until SIGTERM or SIGINT, then drain.
 
     `on_ready` is called once, when the first canary came through, with what tells from then on if the model answers.
+    `connect` opens what computes: Triton, or for a measurement of the gateway alone what costs nothing.
 
     HTTP and gRPC share their ports with other workers; that nobody else has them is the supervisor's business. With
     `open_when_ready` this worker takes no connections before it can answer: others do meanwhile. `rates_fd` is where it
@@ -65,7 +84,7 @@ async def serve(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     metrics = Metrics(CollectorRegistry())
     async with AsyncExitStack() as stack:
-        backend = await stack.enter_async_context(_connected(settings))
+        backend = await stack.enter_async_context(connect(settings))
         store = await stack.enter_async_context(_second_level(settings, metrics))
         cache = _cache(settings, metrics, store)
         stack.callback(cache.close)
@@ -158,7 +177,7 @@ def _rates(settings: Settings, authoriser: Authoriser, metrics: Metrics, rates_f
 
 def _segmenter(  # noqa: PLR0913 - what it is composed of
     settings: Settings,
-    backend: TritonBackend,
+    backend: Backend,
     cache: EmbeddingCache,
     decoder: DecodePool,
     rates: Rates,
@@ -192,19 +211,6 @@ def _authoriser(settings: Settings) -> Authoriser:
     if authoriser.is_open:
         log.warning("auth.open SAM_API_KEYS is not set: anybody who reaches the ports may call, as one tenant")
     return authoriser
-
-
-@asynccontextmanager
-async def _connected(settings: Settings) -> AsyncIterator[TritonBackend]:
-    backend = TritonBackend(
-        settings.triton_url,
-        shared_memory=settings.triton_transport == "shm",
-        secret=settings.triton_secret.get_secret_value(),
-    )
-    try:
-        yield backend
-    finally:
-        await backend.close()
 
 
 @asynccontextmanager

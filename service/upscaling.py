@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 MARGIN = 2  # low-res rows: one may be lifted above 0 by its neighbour, the other keeps wrong values at the cut away
 HALF_SIGN_BITS = 0x7000_0000  # where a sign-extended FP16, moved to the place of an FP32, repeats its sign
 HALF_TO_SINGLE = np.float32(2.0**112)  # their exponents' biases are 15 and 127
+FROM_INFINITY = 65536.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,10 @@ class _Window:
 
 
 def float32_from_float16(values: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Return `values` as FP32, by their bits: NumPy takes four times as long. Infinities become large, but finite."""
+    """Return `values` as FP32, by their bits: NumPy takes four times as long.
+
+    Infinities become the finite `FROM_INFINITY`, and what is not a number becomes larger than that, of either sign.
+    """
     bits = values.view(np.int16).astype(np.int32) << 13
     bits &= ~HALF_SIGN_BITS
     return np.asarray(bits.view(np.float32) * HALF_TO_SINGLE, np.float32)

@@ -16,15 +16,15 @@ from service.errors import StartError
 from service.exposition import FOLDER_VARIABLE, count_in_files_of
 from service.logs import configure_logging
 from service.reports import report_of
-from service.server import serve
+from service.server import Connect, connected, serve
 from service.settings import Settings
 
 PR_SET_PDEATHSIG = 1
 TELL_EVERY_S = 1.0
 
 
-def main() -> int:
-    """Serve until told to stop, or until the supervisor is gone; return the exit code."""
+def main(connect: Connect = connected) -> int:
+    """Serve what `connect` opens until told to stop, or until the supervisor is gone; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m service.worker")
     for name in ("index", "supervisor_pid", "supervisor_fd", "rates_fd", "canaries_fd"):
         parser.add_argument(name, type=int)
@@ -41,6 +41,7 @@ def main() -> int:
             serve(
                 settings,
                 on_ready=lambda answers: _keep_telling(arguments.supervisor_fd, arguments.index, answers),
+                connect=connect,
                 open_when_ready=arguments.open_when_ready,
                 rates_fd=arguments.rates_fd,
                 canaries_fd=arguments.canaries_fd,

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.figures import Sheet, markdown_tables, medians, read_sheet, spread
+from benchmarks.gpu_rates import dense_tflops
 from tests.running import ROOT
 
 FOLDER = ROOT / "benchmarks"
@@ -96,3 +97,19 @@ def test_the_report_has_every_table_and_a_plot_for_it(
     capsys.readouterr()
     assert "**Saturation**" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "budget.svg").read_text().count("<svg") == 1
+
+
+@pytest.mark.parametrize(
+    ("gpu", "fp16"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA H200 NVL", 836.0),
+        ("NVIDIA L40", None),
+        ("Tesla T4", 65.0),
+    ],
+)
+def test_a_gpus_rates_are_its_own(gpu: str, fp16: float | None) -> None:
+    rates = dense_tflops(gpu)
+    assert (rates and rates[1]) == fp16

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as coco
 
-from service.errors import InvalidPromptError
+from service.errors import InvalidPromptError, ModelUnavailableError
 from service.mask import (
     MaskFormat,
     MaskOutput,
@@ -145,3 +145,17 @@ def test_what_takes_long_is_no_work_for_an_event_loop() -> None:
     assert not is_quick(large, 1, MaskOutput())
     assert not is_quick(small, 1, MaskOutput(MaskFormat.PNG))
     assert not is_quick(small, 1, MaskOutput(min_region_area_px=1))
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.nan])
+def test_what_is_no_number_is_no_mask(value: float) -> None:
+    """FP16 overflows to it, and by its bits it would be a large logit. Infinities are large ones."""
+    frame = Frame(input_size=64, valid_size=(64, 64), size=(64, 64))
+    logits = np.full((16, 16), -np.inf, np.float16)
+    logits[4:8, 4:8] = np.inf
+    assert mask_from_logits(logits, 0.5, frame, MaskOutput()).area > 0
+    with pytest.raises(ModelUnavailableError):
+        mask_from_logits(logits, value, frame, MaskOutput())
+    logits[0, 0] = np.copysign(np.nan, value)
+    with pytest.raises(ModelUnavailableError):
+        mask_from_logits(logits, 0.5, frame, MaskOutput())
