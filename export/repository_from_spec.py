@@ -6,7 +6,15 @@ from pathlib import Path
 
 from export.manifest import ManifestError, read_manifest, sha256_of
 from export.spec import MODELS, GraphSpec, ModelSpec, Runtime, TensorSpec, graph_specs
-from service.tensors import ENCODER_MODEL, PARAMETER_DIGEST, PARAMETER_MODEL, PROMPT_BUCKETS, TOKEN_BUCKETS
+from service.tensors import (
+    ENCODER_MODEL,
+    PARAMETER_DIGEST,
+    PARAMETER_MODEL,
+    PRIORITY_FIRST,
+    PRIORITY_LAST,
+    PROMPT_BUCKETS,
+    TOKEN_BUCKETS,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "export" / "templates" / "model.py"
@@ -141,6 +149,8 @@ def _io_text(kind: str, tensor: TensorSpec) -> str:
 def _batching_text(queue: QueuePolicy) -> str:
     return (
         "dynamic_batching {\n"
+        f"  priority_levels: {PRIORITY_LAST}\n"
+        f"  default_priority_level: {PRIORITY_FIRST}\n"
         "  default_queue_policy {\n"
         "    timeout_action: REJECT\n"
         f"    default_timeout_microseconds: {queue.default_timeout_us}\n"

@@ -50,7 +50,10 @@ class Span(Protocol):
 
 @dataclass(slots=True)
 class Call:
-    """One request. `trace` is what calls made on its behalf are told, `timings` the core's record, of `answered_s`."""
+    """One request. `trace` is what calls made on its behalf are told, `timings` the core's record, of `answered_s`.
+
+    `others_go_first` says that its tenant has more than its share of the model already.
+    """
 
     transport: str
     request_id: str
@@ -59,6 +62,7 @@ class Call:
     timings: "Timings | None" = None
     answered_s: float = 0.0
     span: Span | None = None
+    others_go_first: bool = False
     start_s: float = field(default_factory=monotonic)
 
 
@@ -107,6 +111,19 @@ def current_tenant() -> str:
     if call is None or not call.tenant:
         raise LookupError("there is no call, or nobody has looked whose it is")
     return call.tenant
+
+
+def let_others_go_first() -> None:
+    """Note that the current call is one too many of its tenant: where others wait too, it comes after them."""
+    call = CURRENT.get()
+    if call is not None:
+        call.others_go_first = True
+
+
+def others_go_first() -> bool:
+    """Return whether others' calls come before the current one."""
+    call = CURRENT.get()
+    return call is not None and call.others_go_first
 
 
 def note_tenant(tenant: str) -> None:

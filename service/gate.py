@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from service.admission.contract import Lane
 from service.admission.permits import Permits
 from service.admission.rates import Rates
+from service.call import let_others_go_first
 from service.errors import DeadlineExceededError, DrainingError
 from service.stopwatch import Stopwatch
 
@@ -59,8 +60,13 @@ class Gate:
         self.count(tenant)
         watch = Stopwatch(min(deadline_s or self._max_deadline_s, self._max_deadline_s))
         try:
-            async with asyncio.timeout(watch.deadline_s), self.permits.hold(lane, tenant, watch.deadline_s):
+            async with (
+                asyncio.timeout(watch.deadline_s),
+                self.permits.hold(lane, tenant, watch.deadline_s) as permit,
+            ):
                 watch.lap("queue")
+                if permit.others_go_first:
+                    let_others_go_first()
                 yield watch
         except TimeoutError as error:
             raise DeadlineExceededError(f"no answer within the deadline of {watch.deadline_s:g} s") from error

@@ -189,6 +189,7 @@ def _segmenter(  # noqa: PLR0913 - what it is composed of
         settings.max_concurrency,
         max_wait_s=settings.max_wait_s,
         max_bytes=settings.max_bytes_in_flight,
+        active_tenants=lambda: rates.active,
         observer=observer.metrics,
     )
     return Segmenter(

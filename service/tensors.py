@@ -33,6 +33,10 @@ LABEL_PADDING = -2  # inert: masked out of attention
 PROMPT_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 TOKEN_BUCKETS = (2, 4, 8, 16, 32, 64)
 
+# Priorities of requests in Triton's queues; one that states none has the first.
+PRIORITY_FIRST = 1
+PRIORITY_LAST = 2
+
 # Keys of `parameters` in each config.pbtxt: how the gateway learns which model a Triton serves.
 PARAMETER_MODEL = "sam.model"  # e.g. "sam-tiny"
 PARAMETER_DIGEST = "sam.digest"  # "sha256:<hex>" of the checkpoint

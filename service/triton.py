@@ -1,8 +1,9 @@
 """`TritonBackend`: the model behind Triton's gRPC. The only importer of tritonclient; translates its errors once."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
+from time import monotonic
 from typing import Any
 
 import grpc
@@ -20,8 +21,8 @@ from service.backend import DecoderOutput
 from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Location, Region
 from service.cache.contract import Embedding
-from service.call import outgoing_headers
-from service.errors import ModelUnavailableError
+from service.call import others_go_first, outgoing_headers
+from service.errors import DeadlineExceededError, ModelUnavailableError
 from service.image import EncoderInput
 from service.prompt import PromptBatch
 from service.tensors import (
@@ -38,6 +39,8 @@ from service.tensors import (
     PATCH_SIZE,
     POINT_COORDS,
     POINT_LABELS,
+    PRIORITY_FIRST,
+    PRIORITY_LAST,
     REFINER_MODEL,
     VALID_SIZE,
     Geometry,
@@ -54,6 +57,7 @@ RECONNECT_ARGUMENTS = [
     ("grpc.max_receive_message_length", -1),
 ]
 
+YIELD_PART = 0.5  # of the time there is, who has more than its share lets others go first
 NOT_FOUND = "StatusCode.NOT_FOUND"
 
 DTYPES = {"TYPE_FP16": "float16", "TYPE_FP32": "float32"}
@@ -159,7 +163,11 @@ class TritonBackend:
                 np.copyto(tensor, answer.as_numpy(name)[0])
 
     async def decode(self, embedding: Embedding, batch: PromptBatch, timeout_s: float) -> DecoderOutput:
-        """Return low-res masks and scores of all P prompts of the batch, padding included."""
+        """Return low-res masks and scores of all P prompts of the batch, padding included.
+
+        In a call that lets others go first Triton takes it when nothing else waits, if need be never: after half of the
+        time it is given up and asked for again, like any other.
+        """
         inputs = [_input(POINT_COORDS, batch.coords), _input(POINT_LABELS, batch.labels)]
         location = self._shared(embedding)
         for name, tensor in embedding.tensors.items():
@@ -169,35 +177,44 @@ class TritonBackend:
         model = DECODER_MODEL if batch.masks is None else REFINER_MODEL
         side = 4 * next(iter(embedding.tensors.values())).shape[-1]
         shape = (len(batch.labels), MASKS_PER_PROMPT, side, side)
-        masks, scores = await self._masks(model, inputs, shape, timeout_s)
-        return DecoderOutput(masks, scores)
+        if others_go_first():
+            began_s = monotonic()
+            with suppress(DeadlineExceededError):
+                return await self._masks(model, inputs, shape, timeout_s * YIELD_PART, PRIORITY_LAST)
+            timeout_s -= monotonic() - began_s
+        return await self._masks(model, inputs, shape, timeout_s, PRIORITY_FIRST)
 
     async def _masks(
-        self, model: str, inputs: list[InferInput], shape: tuple[int, ...], timeout_s: float
-    ) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+        self, model: str, inputs: list[InferInput], shape: tuple[int, ...], timeout_s: float, priority: int
+    ) -> DecoderOutput:
         """Run `model`; its masks, FP16 of `shape`, come through shared memory if there is a slot for them."""
         outputs = [InferRequestedOutput(LOW_RES_MASKS), InferRequestedOutput(IOU_SCORES)]
         nbytes = prod(shape) * np.dtype(np.float16).itemsize
         answers = self._answers
         slot = answers.take(nbytes) if answers else None
         if answers is None or slot is None:
-            answer = await self._infer(model, inputs, outputs, timeout_s)
-            return answer.as_numpy(LOW_RES_MASKS)[0], answer.as_numpy(IOU_SCORES)[0]
+            answer = await self._infer(model, inputs, outputs, timeout_s, priority)
+            return DecoderOutput(answer.as_numpy(LOW_RES_MASKS)[0], answer.as_numpy(IOU_SCORES)[0])
         outputs[0].set_shared_memory(slot.region.name, nbytes, slot.offset)
         try:
-            answer = await self._infer(model, inputs, outputs, timeout_s)
+            answer = await self._infer(model, inputs, outputs, timeout_s, priority)
         except BaseException:
             answers.give_back(slot, late=True)
             raise
         masks = answers.read(slot, nbytes).view(np.float16).reshape(shape)
         answers.give_back(slot, late=False)
-        return masks, answer.as_numpy(IOU_SCORES)[0]
+        return DecoderOutput(masks, answer.as_numpy(IOU_SCORES)[0])
 
     def _shared(self, embedding: Embedding) -> Location | None:
         return embedding.location if self._shared_memory else None
 
     async def _infer(
-        self, model: str, inputs: list[InferInput], outputs: list[InferRequestedOutput], timeout_s: float
+        self,
+        model: str,
+        inputs: list[InferInput],
+        outputs: list[InferRequestedOutput],
+        timeout_s: float,
+        priority: int = PRIORITY_FIRST,
     ) -> InferResult:
         """Run one item of a batch."""
         # `timeout` (microseconds) ends the wait in Triton's queue, `client_timeout` the call.
@@ -206,6 +223,7 @@ class TritonBackend:
                 model,
                 inputs,
                 outputs=outputs,
+                priority=priority,
                 timeout=int(timeout_s * 1e6),
                 client_timeout=timeout_s,
                 headers=outgoing_headers(),

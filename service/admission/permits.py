@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
 
 from service.admission.contract import Lane, Observer, Refusal, Spent, Unobserved
-from service.admission.waiting_room import WaitingRoom
+from service.admission.waiting_room import Permit, WaitingRoom
 from service.errors import OverloadedError
 
 ENCODE_PART = 4  # one permit in so many is for encodes
@@ -27,6 +27,7 @@ class Permits:
         max_concurrency: Requests at work at once, at most; as many again may wait, in each lane.
         max_wait_s: The longest that a request may have to expect to wait.
         max_bytes: Bytes of request bodies held at once.
+        active_tenants: How many share the permits at present, at least 1.
         observer: Counts.
         clock: Seconds that only grow.
     """
@@ -37,6 +38,7 @@ class Permits:
         *,
         max_wait_s: float = 1.0,
         max_bytes: float = math.inf,
+        active_tenants: Callable[[], int] = lambda: 1,
         observer: Observer | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
@@ -48,22 +50,23 @@ class Permits:
         self._max_wait_s = max_wait_s
         self._max_bytes = max_bytes
         self._held_bytes = 0
+        self._active_tenants = active_tenants
         self._observer = observer or Unobserved()
         self._clock = clock
 
     @asynccontextmanager
-    async def hold(self, lane: Lane, tenant: str, left_s: float = math.inf) -> AsyncIterator[None]:
+    async def hold(self, lane: Lane, tenant: str, left_s: float = math.inf) -> AsyncIterator[Permit]:
         """Hold a permit for the block, after a wait if need be; `left_s` is until the request's deadline.
 
         Raises:
             OverloadedError: at once, when the wait would be too long or end after the deadline; or later, when it was
                 not expected to be so long.
         """
-        began_s = await self._enter(lane, tenant, left_s)
+        permit = await self._enter(lane, tenant, left_s)
         try:
-            yield
+            yield permit
         finally:
-            self._rooms[lane].give_back(tenant, began_s, self._clock())
+            self._rooms[lane].give_back(tenant, permit, self._clock())
             self._call_up()
 
     def check_room(self, lane: Lane, tenant: str, left_s: float = math.inf) -> None:
@@ -73,7 +76,8 @@ class Permits:
             OverloadedError: as `hold`.
         """
         room = self._rooms[lane]
-        if not room.waiting and room.held < self._limit(lane):
+        room.tenants = self._active_tenants()
+        if room.fits(tenant, self._limit(lane)):
             return
         wait_s = room.wait_s(tenant, self._clock(), self._limit(lane))
         if room.is_full_for(tenant) or wait_s > min(self._max_wait_s, left_s):
@@ -122,8 +126,8 @@ class Permits:
             self._observer.admission(lane, held=room.held, waiting=room.waiting, limit=self._limit(lane))
         self._observer.bodies(self._held_bytes)
 
-    async def _enter(self, lane: Lane, tenant: str, left_s: float) -> float:
-        """Wait for a permit and return the time at which it was given."""
+    async def _enter(self, lane: Lane, tenant: str, left_s: float) -> Permit:
+        """Wait for a permit and return it."""
         self.check_room(lane, tenant, left_s)
         room = self._rooms[lane]
         place = room.line_up(tenant)
@@ -143,7 +147,7 @@ class Permits:
         finally:
             patience.cancel()
 
-    def _send_away(self, place: "asyncio.Future[float]") -> None:
+    def _send_away(self, place: "asyncio.Future[Permit]") -> None:
         if not place.done():
             self._observer.refused(Refusal.WAIT)
             place.set_exception(OverloadedError("others take longer than expected; come back in a moment"))
@@ -151,11 +155,9 @@ class Permits:
     def _call_up(self) -> None:
         """Give free permits to those who wait, prompts first."""
         for lane, room in self._rooms.items():
-            while room.held < self._limit(lane) and (turn := room.next_turn()):
+            while turn := room.next_turn(self._limit(lane)):
                 tenant, place = turn
-                now_s = self._clock()
-                room.take(tenant, now_s)
-                place.set_result(now_s)
+                place.set_result(room.take(tenant, self._clock(), self._limit(lane)))
 
     def _limit(self, lane: Lane) -> int:
         if lane is Lane.ENCODE and self._rooms[Lane.PROMPT].waiting:

@@ -1,11 +1,14 @@
-"""How often each tenant may ask: one bucket a tenant, shared by all workers.
+"""How often each tenant may ask, and how many ask at all: one bucket a tenant, shared by all workers.
 
 The generic cell rate algorithm (ITU-T I.371, annex A): all that is kept of a bucket is one number, the time at which it
 will be full again. So the buckets of all tenants are a few bytes that all workers map, and a limit is the tenant's,
-whichever worker its connections are with. No lock: two workers that read and write the same number at once let one
-request too many through, once in a great many; a lock held by a worker that hangs would stop them all.
+whichever worker its connections are with. Beside them stands when each tenant was last here.
+
+No lock: two workers that read and write the same number at once let one request too many through, once in a great many;
+a lock held by a worker that hangs would stop them all.
 """
 
+import math
 import mmap
 import os
 from collections.abc import Callable, Collection, Iterator
@@ -16,6 +19,9 @@ from service.admission.contract import Observer, Refusal, Unobserved
 from service.errors import RateLimitedError
 
 NUMBER_BYTES = 8
+NUMBERS = 2  # of each tenant: when its bucket will be full, and when it was last here
+LATELY_S = 10.0
+COUNT_EVERY_S = 1.0
 ROUNDING_S = 1e-6  # a request that is early by less is in time
 
 
@@ -24,7 +30,7 @@ def shared_buckets(tenants: int) -> Iterator[int]:
     """Yield a file descriptor of memory for the buckets of so many tenants, for the workers to inherit."""
     fd = os.memfd_create("sam-rates")
     try:
-        os.ftruncate(fd, NUMBER_BYTES * tenants)
+        os.ftruncate(fd, NUMBER_BYTES * NUMBERS * tenants)
         yield fd
     finally:
         os.close(fd)
@@ -57,8 +63,20 @@ class Rates:
         self._tolerance_s = self._interval_s * (burst - 1)
         self._observer = observer or Unobserved()
         self._clock = clock
-        nbytes = NUMBER_BYTES * len(self._bucket_of)
-        self._full_s = memoryview(mmap.mmap(-1 if buckets_fd is None else buckets_fd, nbytes)).cast("d")
+        tenants_there = len(self._bucket_of)
+        memory = mmap.mmap(-1 if buckets_fd is None else buckets_fd, NUMBER_BYTES * NUMBERS * tenants_there)
+        numbers = memoryview(memory).cast("d")
+        self._full_s, self._seen_s = numbers[:tenants_there], numbers[tenants_there:]
+        self._active, self._counted_s = 1, -math.inf
+
+    @property
+    def active(self) -> int:
+        """How many tenants have asked lately, of any worker; at least 1. Counted anew every second."""
+        now_s = self._clock()
+        if now_s - self._counted_s >= COUNT_EVERY_S:
+            self._counted_s = now_s
+            self._active = max(1, sum(seen_s > now_s - LATELY_S for seen_s in self._seen_s))
+        return self._active
 
     def take(self, tenant: str) -> None:
         """Count one request of `tenant`.
@@ -66,9 +84,10 @@ class Rates:
         Raises:
             RateLimitedError: it makes too many; says when the next one would be taken.
         """
+        bucket, now_s = self._bucket_of[tenant], self._clock()
+        self._seen_s[bucket] = now_s
         if not self._interval_s:
             return
-        bucket, now_s = self._bucket_of[tenant], self._clock()
         full_s = max(self._full_s[bucket], now_s)
         early_s = full_s - now_s - self._tolerance_s
         if early_s > ROUNDING_S:

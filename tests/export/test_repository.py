@@ -73,6 +73,7 @@ def test_configurations_leave_nothing_to_guess(runtime: Runtime, name: str) -> N
         assert [(t.name, f"TYPE_{t.dtype}", [d if isinstance(d, int) else -1 for d in t.dims]) for t in tensors] == [
             (t.name, model_config_pb2.DataType.Name(t.data_type), list(t.dims)) for t in rendered
         ]
+    assert (config.dynamic_batching.priority_levels, config.dynamic_batching.default_priority_level) == (2, 1)
     queue = config.dynamic_batching.default_queue_policy
     assert queue.max_queue_size > 0
     assert queue.default_timeout_microseconds > 0

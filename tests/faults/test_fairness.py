@@ -4,15 +4,24 @@ The others' latencies are compared with those at a time at which all ask for the
 else this machine does meets both alike.
 """
 
+import asyncio
 import os
 import statistics
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from hashlib import sha256
 
 import httpx
+import numpy as np
 import pytest
 
 from benchmarks.load import OK, PHOTO, Load, Samples, run_loads
+from service.cache.contract import Embedding
+from service.call import CURRENT, call_from_headers, let_others_go_first
+from service.prompt import Point, Prompt, batches_from_prompts
+from service.tensors import EMBEDDING
+from service.triton import TritonBackend
 from tests.conformance.callers import Failure, GrpcCaller, RestCaller
 from tests.faults.conftest import Report
 from tests.running import RunningService
@@ -80,6 +89,51 @@ def test_a_tenant_at_twenty_times_its_share_does_not_move_the_others(
     assert refused > 0
     assert answered >= (0.95 if full else 0.7) * asked
     assert moved < (0.1 if full else 2.0)
+
+
+def test_who_lets_others_go_first_gets_a_turn_before_its_deadline(slow: RunningService) -> None:
+    """Though Triton would never take it while others come."""
+    assert 2.0 <= asyncio.run(answered_s(slow, deadline_s=4.0)) <= 4.0
+
+
+@asynccontextmanager
+async def connected(service: RunningService) -> AsyncIterator[TritonBackend]:
+    url, secret = (service.settings[name] for name in ("SAM_TRITON_URL", "SAM_TRITON_SECRET"))
+    backend = TritonBackend(url, shared_memory=False, secret=secret)
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
+async def answered_s(service: RunningService, deadline_s: float) -> float:
+    """Return after how long a prompt that lets others go first is answered, while more of them come than are taken."""
+    async with connected(service) as backend:
+        dtype, shape = (await backend.describe(deadline_s)).tensors[EMBEDDING]
+        embedding = Embedding({EMBEDDING: np.zeros(shape, dtype)}, None)
+        (batch,) = batches_from_prompts([Prompt((Point(1, 1),))], (1.0, 1.0))
+        answered = asyncio.Event()
+
+        async def keep_asking() -> None:
+            while not answered.is_set():
+                await backend.decode(embedding, batch, 60)
+
+        async def ask_last() -> float:
+            CURRENT.set(call_from_headers("grpc", {}))
+            let_others_go_first()
+            began_s = time.monotonic()
+            try:
+                await backend.decode(embedding, batch, deadline_s)
+            finally:
+                answered.set()
+            return time.monotonic() - began_s
+
+        async with asyncio.TaskGroup() as everybody:
+            for _ in range(3 * MAX_BATCH):
+                everybody.create_task(keep_asking())
+            await asyncio.sleep(DECODE_S)
+            last = everybody.create_task(ask_last())
+        return last.result()
 
 
 def test_a_tenant_s_rate_is_limited_alike_over_both_transports_and_by_all_workers(cat: bytes) -> None:

@@ -46,6 +46,7 @@ class Crowd:
     def __init__(self, permits: Permits) -> None:
         self.permits = permits
         self.order: list[str] = []
+        self.behind: list[bool] = []
         self.leave: list[asyncio.Event] = []
 
     def come(self, tenant: str = "t", lane: Lane = Lane.PROMPT, left_s: float = 1e9) -> "asyncio.Task[None]":
@@ -53,8 +54,9 @@ class Crowd:
         self.leave.append(leave)
 
         async def work() -> None:
-            async with self.permits.hold(lane, tenant, left_s):
+            async with self.permits.hold(lane, tenant, left_s) as permit:
                 self.order.append(tenant)
+                self.behind.append(permit.others_go_first)
                 await leave.wait()
 
         return asyncio.create_task(work())
@@ -74,7 +76,10 @@ class Turmoil:
 
     def __init__(self, concurrency: int) -> None:
         self.clock, self.watching = Clock(), Watching()
-        self.permits = Permits(concurrency, observer=self.watching, clock=self.clock)
+        self.tenants = 1
+        self.permits = Permits(
+            concurrency, active_tenants=lambda: self.tenants, observer=self.watching, clock=self.clock
+        )
         self.crowd = Crowd(self.permits)
         self.tasks: list[asyncio.Task[None]] = []
         self.spent = Spent(0, 0.0, 0.0)
@@ -89,6 +94,8 @@ class Turmoil:
                 await asyncio.sleep(0)
             case "time":
                 self.clock.now_s += number / 10
+            case "tenants":
+                self.tenants = 1 + number % 4
             case "adapt":
                 self.spent = Spent(self.spent.requests + 1, self.spent.queue_s + number, self.spent.compute_s + 1)
                 self.permits.adapt({lane: self.spent})
@@ -124,7 +131,7 @@ class Turmoil:
 
 
 ACTIONS = st.tuples(
-    st.sampled_from(["come", "come", "cancel", "end", "end and cancel", "loop", "time", "adapt"]),
+    st.sampled_from(["come", "come", "cancel", "end", "end and cancel", "loop", "time", "adapt", "tenants"]),
     st.integers(0, 30),
     st.sampled_from(["a", "b", "c"]),
     st.sampled_from(Lane),
@@ -161,6 +168,47 @@ def test_a_permit_goes_to_the_tenant_with_the_fewest_at_work() -> None:
         for leave in crowd.leave:
             leave.set()
         await asyncio.gather(*tasks)
+
+    run(scenario)
+
+
+def test_what_a_tenant_has_beyond_its_share_is_overtaken_and_keeps_nobody_waiting() -> None:
+    async def scenario() -> None:
+        permits = Permits(40, active_tenants=lambda: 2)
+        permits.adapt({Lane.PROMPT: Spent(0, 0.0, 0.0)})  # the limit is 12 now
+        crowd = Crowd(permits)
+        tasks = [crowd.come("greedy") for _ in range(13)]
+        await settle()
+        assert crowd.behind == [False] * 6 + [True] * 6
+        tasks += [crowd.come("modest") for _ in range(6)]
+        await settle()
+        assert crowd.order == ["greedy"] * 12 + ["modest"] * 6
+        assert crowd.behind[12:] == [False] * 6
+        tasks.append(crowd.come("modest"))
+        await settle()
+        assert len(crowd.order) == 18  # its turn comes when one that is not overtaken has ended
+        crowd.leave[11].set()
+        await settle()
+        assert len(crowd.order) == 18
+        crowd.leave[0].set()
+        await settle()
+        assert crowd.order[18:] == ["modest"]
+        for leave in crowd.leave:
+            leave.set()
+        await asyncio.gather(*tasks)
+
+    run(scenario)
+
+
+def test_a_lone_tenant_s_requests_keep_their_order() -> None:
+    async def scenario() -> None:
+        crowd = Crowd(Permits(12))
+        tasks = [crowd.come() for _ in range(12)]
+        await settle()
+        for leave in crowd.leave:
+            leave.set()
+        await asyncio.gather(*tasks)
+        assert not any(crowd.behind)
 
     run(scenario)
 

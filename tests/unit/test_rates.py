@@ -64,6 +64,23 @@ def test_tenants_do_not_share_and_workers_do() -> None:
         assert is_taken(other, "b")
 
 
+@pytest.mark.parametrize("rate", [0, 1])
+def test_who_asked_lately_of_any_worker_is_counted(rate: float) -> None:
+    clock = Clock()
+    with shared_buckets(3) as fd:
+        one, other = (Rates(["a", "b", "c"], rate=rate, burst=1, buckets_fd=fd, clock=clock) for _ in range(2))
+        assert one.active == 1
+        clock.now_s += 5
+        for tenant in ("a", "a", "b"):
+            is_taken(other, tenant)
+        assert (one.active, other.active) == (2, 2)
+        clock.now_s += 9
+        is_taken(one, "b")
+        assert (one.active, other.active) == (2, 2)
+        clock.now_s += 2
+        assert (one.active, other.active) == (1, 1)
+
+
 def test_without_a_rate_there_is_no_limit() -> None:
     rates = Rates(["a"], rate=0, burst=1, clock=Clock())
     assert all(is_taken(rates) for _ in range(1000))
