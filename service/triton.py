@@ -10,10 +10,9 @@ import grpc
 import numpy as np
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from numpy.typing import NDArray
-from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.grpc.aio import InferenceServerClient
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
+from tritonclient.utils import InferenceServerException
 
 from service.admission.contract import Lane, Spent
 from service.answers import Model
@@ -21,7 +20,7 @@ from service.backend import DecoderOutput
 from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Location, Region
 from service.cache.contract import Embedding
-from service.call import others_go_first, outgoing_headers
+from service.call import others_go_first
 from service.errors import DeadlineExceededError, ModelUnavailableError
 from service.image import EncoderInput
 from service.prompt import PromptBatch
@@ -46,6 +45,7 @@ from service.tensors import (
     Geometry,
 )
 from service.triton_errors import error_from_grpc, error_from_triton
+from service.triton_inference import Inferences, add_input, add_output, array_from_answer
 from service.triton_link import channel_arguments, secret_headers
 
 # Triton may start after the gateway, or again: look every second at most (gRPC's own default grows to two minutes).
@@ -71,14 +71,17 @@ class TritonBackend:
     """
 
     def __init__(self, url: str, *, shared_memory: bool, secret: str = "") -> None:
-        self._client = InferenceServerClient(url, channel_args=[*RECONNECT_ARGUMENTS, *channel_arguments()])
+        arguments = [*RECONNECT_ARGUMENTS, *channel_arguments()]
+        self._client = InferenceServerClient(url, channel_args=arguments)
+        self._inferences = Inferences(url, arguments)
         self._shared_memory = shared_memory
         self._headers = secret_headers(secret)
         self._described: tuple[object, Model] | None = None
         self._answers: AnswerSlots | None = None
 
     async def close(self) -> None:
-        """Close the channel."""
+        """Close the connection."""
+        await self._inferences.close()
         await self._client.close()
 
     async def describe(self, timeout_s: float) -> Model:
@@ -150,17 +153,19 @@ class TritonBackend:
 
     async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:
         """Have Triton write the encoder's outputs into `destination`."""
-        inputs = [_input(IMAGE, image.pixels), _input(VALID_SIZE, np.array(image.valid_size, np.int32))]
+        request = ModelInferRequest(model_name=ENCODER_MODEL)
+        add_input(request, IMAGE, image.pixels)
+        add_input(request, VALID_SIZE, np.array(image.valid_size, np.int32))
         location = self._shared(destination)
-        outputs = [InferRequestedOutput(name) for name in destination.tensors]
-        if location is not None:
-            for output in outputs:
-                nbytes = destination.tensors[output.name()].nbytes
-                output.set_shared_memory(location.region.name, nbytes, location.offsets[output.name()])
-        answer = await self._infer(ENCODER_MODEL, inputs, outputs, timeout_s)
+        for name, tensor in destination.tensors.items():
+            if location is None:
+                add_output(request, name)
+            else:
+                add_output(request, name, location.region.name, tensor.nbytes, location.offsets[name])
+        answer = await self._answer(request, timeout_s)
         if location is None:
             for name, tensor in destination.tensors.items():
-                np.copyto(tensor, answer.as_numpy(name)[0])
+                np.copyto(tensor, array_from_answer(answer, name))
 
     async def decode(self, embedding: Embedding, batch: PromptBatch, timeout_s: float) -> DecoderOutput:
         """Return low-res masks and scores of all P prompts of the batch, padding included.
@@ -168,66 +173,63 @@ class TritonBackend:
         In a call that lets others go first Triton takes it when nothing else waits, if need be never: after half of the
         time it is given up and asked for again, like any other.
         """
-        inputs = [_input(POINT_COORDS, batch.coords), _input(POINT_LABELS, batch.labels)]
-        location = self._shared(embedding)
-        for name, tensor in embedding.tensors.items():
-            inputs.append(_input(name, tensor, location))
-        if batch.masks is not None:
-            inputs.append(_input(MASK_INPUT, batch.masks))
         model = DECODER_MODEL if batch.masks is None else REFINER_MODEL
         side = 4 * next(iter(embedding.tensors.values())).shape[-1]
         shape = (len(batch.labels), MASKS_PER_PROMPT, side, side)
+        request = self._decoder_request(model, embedding, batch)
         if others_go_first():
             began_s = monotonic()
             with suppress(DeadlineExceededError):
-                return await self._masks(model, inputs, shape, timeout_s * YIELD_PART, PRIORITY_LAST)
+                return await self._masks(request, shape, timeout_s * YIELD_PART, PRIORITY_LAST)
             timeout_s -= monotonic() - began_s
-        return await self._masks(model, inputs, shape, timeout_s, PRIORITY_FIRST)
+        return await self._masks(request, shape, timeout_s, PRIORITY_FIRST)
+
+    def _decoder_request(self, model: str, embedding: Embedding, batch: PromptBatch) -> ModelInferRequest:
+        request = ModelInferRequest(model_name=model)
+        add_input(request, POINT_COORDS, batch.coords)
+        add_input(request, POINT_LABELS, batch.labels)
+        location = self._shared(embedding)
+        for name, tensor in embedding.tensors.items():
+            if location is None:
+                add_input(request, name, tensor)
+            else:
+                add_input(request, name, tensor, location.region.name, location.offsets[name])
+        if batch.masks is not None:
+            add_input(request, MASK_INPUT, batch.masks)
+        return request
 
     async def _masks(
-        self, model: str, inputs: list[InferInput], shape: tuple[int, ...], timeout_s: float, priority: int
+        self, request: ModelInferRequest, shape: tuple[int, ...], timeout_s: float, priority: int
     ) -> DecoderOutput:
-        """Run `model`; its masks, FP16 of `shape`, come through shared memory if there is a slot for them."""
-        outputs = [InferRequestedOutput(LOW_RES_MASKS), InferRequestedOutput(IOU_SCORES)]
+        """Ask for masks, FP16 of `shape`, through shared memory if there is a slot for them, and their scores."""
         nbytes = prod(shape) * np.dtype(np.float16).itemsize
         answers = self._answers
         slot = answers.take(nbytes) if answers else None
+        del request.outputs[:]
         if answers is None or slot is None:
-            answer = await self._infer(model, inputs, outputs, timeout_s, priority)
-            return DecoderOutput(answer.as_numpy(LOW_RES_MASKS)[0], answer.as_numpy(IOU_SCORES)[0])
-        outputs[0].set_shared_memory(slot.region.name, nbytes, slot.offset)
+            add_output(request, LOW_RES_MASKS)
+            add_output(request, IOU_SCORES)
+            answer = await self._answer(request, timeout_s, priority)
+            return DecoderOutput(array_from_answer(answer, LOW_RES_MASKS), array_from_answer(answer, IOU_SCORES))
+        add_output(request, LOW_RES_MASKS, slot.region.name, nbytes, slot.offset)
+        add_output(request, IOU_SCORES)
         try:
-            answer = await self._infer(model, inputs, outputs, timeout_s, priority)
+            answer = await self._answer(request, timeout_s, priority)
         except BaseException:
             answers.give_back(slot, late=True)
             raise
         masks = answers.read(slot, nbytes).view(np.float16).reshape(shape)
         answers.give_back(slot, late=False)
-        return DecoderOutput(masks, answer.as_numpy(IOU_SCORES)[0])
+        return DecoderOutput(masks, array_from_answer(answer, IOU_SCORES))
+
+    async def _answer(
+        self, request: ModelInferRequest, timeout_s: float, priority: int = PRIORITY_FIRST
+    ) -> ModelInferResponse:
+        with _translated():
+            return await self._inferences.answer(request, timeout_s, priority)
 
     def _shared(self, embedding: Embedding) -> Location | None:
         return embedding.location if self._shared_memory else None
-
-    async def _infer(
-        self,
-        model: str,
-        inputs: list[InferInput],
-        outputs: list[InferRequestedOutput],
-        timeout_s: float,
-        priority: int = PRIORITY_FIRST,
-    ) -> InferResult:
-        """Run one item of a batch."""
-        # `timeout` (microseconds) ends the wait in Triton's queue, `client_timeout` the call.
-        with _translated():
-            return await self._client.infer(
-                model,
-                inputs,
-                outputs=outputs,
-                priority=priority,
-                timeout=int(timeout_s * 1e6),
-                client_timeout=timeout_s,
-                headers=outgoing_headers(),
-            )
 
 
 def _sum_of(before: Spent, statistics: Any) -> Spent:  # noqa: ANN401 - tritonclient has no types
@@ -238,16 +240,6 @@ def _sum_of(before: Spent, statistics: Any) -> Spent:  # noqa: ANN401 - tritoncl
         before.queue_s + statistics.queue.ns / 1e9,
         before.compute_s + sum(each.ns for each in work) / 1e9,
     )
-
-
-def _input(name: str, tensor: NDArray[np.generic], location: Location | None = None) -> InferInput:
-    """Return the input for one item of a batch, by reference if it has a location."""
-    made = InferInput(name, [1, *tensor.shape], np_to_triton_dtype(tensor.dtype))
-    if location is None:
-        made.set_data_from_numpy(tensor[np.newaxis])
-    else:
-        made.set_shared_memory(location.region.name, tensor.nbytes, location.offsets[name])
-    return made
 
 
 @contextmanager

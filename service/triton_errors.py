@@ -20,15 +20,20 @@ CONNECTION_BROKE = ("Connection reset by peer", "Broken pipe", "Socket closed", 
 
 def error_from_triton(error: InferenceServerException) -> SegmentError:
     """Return ours for tritonclient's."""
-    code, text = str(error.status()), str(error.message())
+    return _error_from_status(str(error.status()), str(error.message()))
+
+
+def error_from_grpc(error: grpc.RpcError) -> SegmentError:
+    """Return ours for gRPC's own: of an inference, or of a call that ended before tritonclient could translate it."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return _error_from_status(str(error.code()), error.details() or "")
+    return ModelUnavailableError("the model server cannot be reached; come back in a moment")
+
+
+def _error_from_status(code: str, text: str) -> SegmentError:
     if code == "StatusCode.DEADLINE_EXCEEDED":
         return DeadlineExceededError("the model did not answer within the deadline")
     return _error_from_unavailable(text) if code == "StatusCode.UNAVAILABLE" else _cannot_answer()
-
-
-def error_from_grpc(_: grpc.RpcError) -> SegmentError:
-    """Return ours for gRPC's: tritonclient's own translation misses calls that end while being set up."""
-    return ModelUnavailableError("the model server cannot be reached; come back in a moment")
 
 
 def _error_from_unavailable(text: str) -> SegmentError:

@@ -1,5 +1,6 @@
 """Each of Triton's failures becomes one of ours, once, and none of its words reaches a client."""
 
+import grpc
 import pytest
 from tritonclient.utils import InferenceServerException
 
@@ -7,7 +8,7 @@ from service.answers import Model
 from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError
 from service.tensors import Geometry
 from service.triton import _model_from_config
-from service.triton_errors import error_from_triton
+from service.triton_errors import error_from_grpc, error_from_triton
 
 
 @pytest.mark.parametrize(
@@ -28,9 +29,17 @@ from service.triton_errors import error_from_triton
     ],
 )
 def test_triton_s_errors_are_classified(status: str, text: str, expected: type[Exception]) -> None:
-    error = error_from_triton(InferenceServerException(text, status=status))
-    assert type(error) is expected
-    assert not text or text not in error.message
+    for error in (
+        error_from_triton(InferenceServerException(text, status=status)),
+        error_from_grpc(grpc_s(status, text)),
+    ):
+        assert type(error) is expected
+        assert not text or text not in error.message
+
+
+def grpc_s(status: str, text: str) -> grpc.RpcError:
+    code = grpc.StatusCode[status.removeprefix("StatusCode.")]
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), text)
 
 
 @pytest.mark.parametrize(
