@@ -14,8 +14,8 @@ import httpx
 
 from service.admission.rates import shared_buckets
 from service.cache.files import discard_arenas
+from service.canaries import shared_canaries
 from service.exposition import FOLDER_VARIABLE, metrics_folder
-from service.failed_canaries import shared_failures
 from service.reports import reports_from
 from tests.running import ROOT, RunningService, descendants_of, free_settings
 
@@ -51,7 +51,7 @@ def instant_service(workers: int) -> Iterator[Service]:
     with ExitStack() as stack:
         stack.callback(discard_arenas, f"sam-{settings['SAM_HTTP_PORT']}")
         folder = stack.enter_context(metrics_folder())
-        fds = (stack.enter_context(shared_buckets(1)), stack.enter_context(shared_failures()))
+        fds = (stack.enter_context(shared_buckets(1)), stack.enter_context(shared_canaries()))
         reader, writer = os.pipe()
         stack.callback(os.close, reader)
         stack.callback(os.close, writer)

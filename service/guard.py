@@ -1,5 +1,6 @@
 """The way to the model for requests: refused while a breaker is open, and tried once more when a connection breaks."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TypeVar
@@ -7,7 +8,7 @@ from typing import TypeVar
 from service.backend import Backend, DecoderOutput
 from service.breaker import Breaker, RetryBudget
 from service.cache.contract import Embedding
-from service.errors import ModelUnavailableError
+from service.errors import DeadlineExceededError, ModelUnavailableError
 from service.image import EncoderInput
 from service.model_health import ModelHealth, Observer
 from service.prompt import PromptBatch
@@ -36,12 +37,17 @@ class Guard:
 
     async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:
         """As `Backend.encode`."""
-        await self._call(
-            ENCODER_MODEL,
-            self._health.encoder,
-            lambda left_s: self._backend.encode(image, destination, left_s),
-            timeout_s,
-        )
+        try:
+            await self._call(
+                ENCODER_MODEL,
+                self._health.encoder,
+                lambda left_s: self._backend.encode(image, destination, left_s),
+                timeout_s,
+            )
+        except (asyncio.CancelledError, DeadlineExceededError):
+            self._health.encoder_owes_an_answer()
+            raise
+        self._health.encoder_answered()
 
     async def decode(self, embedding: Embedding, batch: PromptBatch, timeout_s: float) -> DecoderOutput:
         """As `Backend.decode`."""

@@ -5,6 +5,7 @@ to a canary. A canary that waits in a queue is no failure while others are answe
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -15,8 +16,8 @@ from service.answers import Model
 from service.backend import Backend
 from service.breaker import Breaker, BreakerState
 from service.cache.embeddings import EmbeddingCache
+from service.canaries import Canaries
 from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError, SegmentError
-from service.failed_canaries import FailedCanaries
 from service.image import EncoderInput
 from service.prompt import Point, Prompt, batches_from_prompts
 from service.tensors import DECODER_MODEL, ENCODER_MODEL
@@ -33,6 +34,8 @@ LOOK_EVERY_S = 0.25
 TELL_TICKS, TICK_S = 10, 0.1
 TELL_S = 10.0  # whatever the ticks say
 BUSY_S = 0.1
+# An encoder that nobody asks gets a canary seldom: it costs what an image costs, which prompts would wait for.
+LEAST_IDLE_S, IDLE_PER_CANARY = 2.0, 200
 
 
 class Observer(Protocol):
@@ -58,14 +61,17 @@ class Unobserved:
 class ModelHealth:
     """What is known of the models behind `backend`, by its last canaries. `cache` holds the canaries' embedding.
 
-    What other workers' canaries met is learnt from `failed`, and told there.
+    What other workers' canaries met is learnt from `canaries`, and told there.
     """
 
     def __init__(
-        self, backend: Backend, cache: EmbeddingCache, observer: Observer, failed: FailedCanaries | None = None
+        self, backend: Backend, cache: EmbeddingCache, observer: Observer, canaries: Canaries | None = None
     ) -> None:
         self._backend = backend
-        self._failed = failed or FailedCanaries()
+        self._canaries = canaries or Canaries()
+        self._encoder_asked_s = 0.0
+        self._is_owed = False
+        self._encode_s = math.inf  # what a canary takes there, at best
         self._cache = cache
         self._model: Model | None = None
         self._region: Region | None = None
@@ -89,7 +95,7 @@ class ModelHealth:
         return self._model
 
     async def probe(self, timeout_s: float) -> None:
-        """Run a canary through the decoder; through the encoder too after a failure or a change of model.
+        """Run a canary through the decoder; through the encoder too if it failed, was changed or has long been idle.
 
         Each model gets its own verdict: while only the encoder is dead, cached images can still be prompted.
 
@@ -106,7 +112,7 @@ class ModelHealth:
             self._open_both()
             raise
         failure: SegmentError | None = None
-        if self.encoder.is_suspect:
+        if self._encoder_is_due():
             failure = await self._ask(self.encoder, ENCODER_MODEL, lambda: self._encode(model, timeout_s), timeout_s)
         failure = await self._ask(self.decoder, DECODER_MODEL, lambda: self._decode(timeout_s), timeout_s) or failure
         if self.decoder.is_closed:
@@ -142,7 +148,7 @@ class ModelHealth:
         except SegmentError as error:
             breaker.open()
             if asking.done() and not (isinstance(error, ModelUnavailableError) and error.connection_broke):
-                self._failed.note(name)
+                self._canaries.note_failure(name)
             return error
         finally:
             asking.cancel()
@@ -154,7 +160,7 @@ class ModelHealth:
         now_s = asyncio.get_running_loop().time
         completed, changed_s, sent_s = -1, now_s(), monotonic()
         while not (await asyncio.wait([asking], timeout=LOOK_EVERY_S))[0]:
-            if self._failed.since(name, sent_s):
+            if self._canaries.failed_since(name, sent_s):
                 raise ModelUnavailableError("the model failed another worker's canary; come back in a moment")
             count = await _again_if_broken(lambda: _told(lambda: self._backend.completed(name, TELL_S)))
             if count != completed:
@@ -163,10 +169,31 @@ class ModelHealth:
                 raise ModelUnavailableError("the model has not answered anybody for a while; come back in a moment")
         asking.result()
 
+    def encoder_answered(self) -> None:
+        """Note that an image was encoded: no canary is needed for a while."""
+        self._canaries.note_encode()
+
+    def encoder_owes_an_answer(self) -> None:
+        """Note that somebody who waited for the encoder left, or ran out of time: no failure, but worth a look."""
+        self._is_owed = True
+
+    def _encoder_is_due(self) -> bool:
+        """Whether something speaks against the encoder, here or in another worker, or nobody has asked it for long."""
+        idle_s = max(LEAST_IDLE_S, 0.0 if self._is_owed else IDLE_PER_CANARY * self._encode_s)
+        return (
+            self.encoder.is_suspect
+            or self._canaries.failed_since(ENCODER_MODEL, self._encoder_asked_s)
+            or self._canaries.encoder_was_idle_s() > idle_s
+        )
+
     async def _encode(self, model: Model, timeout_s: float) -> None:
+        self._canaries.note_encode()
+        self._is_owed = False
+        self._encoder_asked_s = began_s = monotonic()
         side = model.geometry.input_size
         blank = EncoderInput(np.zeros((side, side, 3), np.uint8), (side, side))
         await self._backend.encode(blank, self._cache.canary(), timeout_s)
+        self._encode_s = min(self._encode_s, monotonic() - began_s)
 
     async def _decode(self, timeout_s: float) -> None:
         (batch,) = batches_from_prompts([CANARY], (1.0, 1.0))

@@ -25,9 +25,9 @@ from service.answers import (
 from service.backend import Backend, DecoderOutput
 from service.cache.contract import CachedImage, CacheLevel, Wanted
 from service.cache.embeddings import EmbeddingCache
+from service.canaries import Canaries
 from service.errors import ImageNotCachedError, OverloadedError, SegmentError
 from service.everything import Crop, check_parameters
-from service.failed_canaries import FailedCanaries
 from service.gate import Gate
 from service.generation import Generation, Means, OnProgress
 from service.guard import Guard
@@ -56,7 +56,7 @@ class Segmenter:
         secret: Of the cache's keys, up to 64 bytes; those who share a second level share it.
         on_done: Receives the record of every answered request.
         observer: Told what becomes of the model.
-        failed: What is known of other workers' canaries.
+        canaries: What is known of other workers'.
     """
 
     def __init__(  # noqa: PLR0913 - what it is composed of, by name
@@ -71,13 +71,13 @@ class Segmenter:
         secret: bytes,
         on_done: Callable[[Timings], None],
         observer: Observer | None = None,
-        failed: FailedCanaries | None = None,
+        canaries: Canaries | None = None,
         rates: Rates | None = None,
     ) -> None:
         self.limits = limits
         self.gate = Gate(permits, rates, max_deadline_s)
         self._backend = backend
-        self._health = ModelHealth(backend, cache, observer or Unobserved(), failed)
+        self._health = ModelHealth(backend, cache, observer or Unobserved(), canaries)
         self._guard = Guard(backend, self._health, observer or Unobserved())
         self._cache = cache
         self._on_done = on_done

@@ -16,8 +16,8 @@ from service.backend import Backend
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
 from service.cache.redis import RedisLevel
+from service.canaries import Canaries
 from service.decoding import DecodePool
-from service.failed_canaries import FailedCanaries
 from service.gate import Gate
 from service.image import ImageLimits
 from service.metrics import Metrics
@@ -94,8 +94,8 @@ async def serve(
         observer = Observer(metrics, await stack.enter_async_context(tracer_from_environment()))
         authoriser = _authoriser(settings)
         rates = _rates(settings, authoriser, metrics, rates_fd)
-        failed = FailedCanaries(canaries_fd)
-        segmenter = _segmenter(settings, backend, cache, decoder, rates, observer, failed=failed)
+        canaries = Canaries(canaries_fd)
+        segmenter = _segmenter(settings, backend, cache, decoder, rates, observer, canaries=canaries)
         tls = tls_files(settings)
         rpc = _rpc_server(settings, segmenter, authoriser, observer, tls)
         http = HttpServer(create_app(segmenter, authoriser, observer), settings.drain_s, tls)
@@ -183,7 +183,7 @@ def _segmenter(  # noqa: PLR0913 - what it is composed of
     rates: Rates,
     observer: Observer,
     *,
-    failed: FailedCanaries,
+    canaries: Canaries,
 ) -> Segmenter:
     permits = Permits(
         settings.max_concurrency,
@@ -203,7 +203,7 @@ def _segmenter(  # noqa: PLR0913 - what it is composed of
         secret=settings.cache_secret.get_secret_value().encode(),
         on_done=observer.answered,
         observer=observer.metrics,
-        failed=failed,
+        canaries=canaries,
     )
 
 

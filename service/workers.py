@@ -16,6 +16,7 @@ from time import monotonic
 from service.admission.rates import shared_buckets
 from service.auth import Authoriser, parse_api_keys
 from service.cache.files import discard_arenas
+from service.canaries import shared_canaries
 from service.errors import StartError
 from service.exposition import (
     FOLDER_VARIABLE,
@@ -25,7 +26,6 @@ from service.exposition import (
     metrics_folder,
     serving_metrics,
 )
-from service.failed_canaries import shared_failures
 from service.lives import Lives
 from service.ports import reserved_port
 from service.reports import reports_from
@@ -64,7 +64,7 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
         environment = {FOLDER_VARIABLE: str(folder), "SAM_TRITON_SECRET": secret}
         tenants = Authoriser(parse_api_keys(settings.api_keys.get_secret_value())).tenants
         rates_fd = stack.enter_context(shared_buckets(len(tenants)))
-        canaries_fd = stack.enter_context(shared_failures())
+        canaries_fd = stack.enter_context(shared_canaries())
         workers = Workers(settings.workers, Shared(folder, (rates_fd, canaries_fd), environment), on_ready, answers)
         collectors = (WorkerProcesses(workers.pids, workers.restarts), CacheUsage(settings.arena_name))
         stack.enter_context(

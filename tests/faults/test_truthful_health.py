@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import grpc
@@ -24,12 +24,14 @@ PROMISE = "truthful health"
 CLICK = {"prompts": [{"points": [[100, 100, 1]]}]}
 HEAVY = {"prompts": [{"points": [[x, y, 1]]} for x in range(10, 170, 20) for y in range(10, 170, 20)], "format": "rle"}
 UNREADY_S, BACK_S = 2.0, 10.0
+ENCODER_UNREADY_S = 10.0  # while prompts are answered, canaries through it are seldom
 LOADED_S = 15.0  # what a busy machine may take for either
 
 FAULTS: dict[str, Callable[[int], None]] = {
     "decoder killed": lambda triton: os.kill(stub_of(triton, "sam_decoder"), signal.SIGKILL),
     "decoder frozen": lambda triton: os.kill(stub_of(triton, "sam_decoder"), signal.SIGSTOP),
     "encoder killed": lambda triton: os.kill(stub_of(triton, "sam_encoder"), signal.SIGKILL),
+    "encoder frozen": lambda triton: os.kill(stub_of(triton, "sam_encoder"), signal.SIGSTOP),
     "Triton frozen": lambda triton: os.kill(triton, signal.SIGSTOP),
     "Triton killed": lambda triton: os.kill(triton, signal.SIGKILL),
 }
@@ -132,12 +134,17 @@ def test_a_dead_or_frozen_model_is_unready_and_comes_back_by_itself(
 ) -> None:
     measured = [suffer(embedded, FAULTS[fault]) for _ in range(3 if full else 1)]
     unready_s, back_s, whole_s = (max(each) for each in zip(*measured, strict=True))
-    report(PROMISE, f"{fault}: unready <= {UNREADY_S:g} s", f"{unready_s:.2f} s")
+    report(PROMISE, f"{fault}: unready <= {may_take_s(fault):g} s", f"{unready_s:.2f} s")
     report(
         PROMISE, f"{fault}: ready <= {BACK_S:g} s after Triton is", f"{back_s:.2f} s ({whole_s:.1f} s after the fault)"
     )
-    assert unready_s <= (UNREADY_S if full else LOADED_S)
+    assert unready_s <= (may_take_s(fault) if full else LOADED_S)
     assert back_s <= (BACK_S if full else LOADED_S)
+
+
+def may_take_s(fault: str) -> float:
+    """Return how long a fault may stay unnoticed in the full form."""
+    return ENCODER_UNREADY_S if fault.startswith("encoder") else UNREADY_S
 
 
 def suffer(service: RunningService, inject: Callable[[int], None]) -> tuple[float, float, float]:
@@ -149,7 +156,7 @@ def suffer(service: RunningService, inject: Callable[[int], None]) -> tuple[floa
         time.sleep(0.3)
         began_s = time.monotonic()
         inject(old)
-        until(lambda: any(code == 503 for _, code in watch.readiness), 30)
+        until(lambda: any(code == 503 for _, code in watch.readiness), 90)
         refused = httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK, timeout=30)
         until(lambda: watch.triton_up_s and watch.ready_again_s(), 90)
     again_s = watch.ready_again_s()
@@ -211,10 +218,11 @@ def test_a_triton_of_its_own_that_is_dead_or_frozen_is_noticed_and_taken_up_agai
         with watching(service) as watch:
             began_s = time.monotonic()
             FAULTS[fault](triton_under(pid))
-            if fault == "encoder killed":  # nobody notices before it is needed: then an upload fails
-                httpx.put(f"{service.url}/v1/images/other", content=cat + b"0")
+            if fault.startswith("encoder"):  # an upload that is given up is reason enough for a canary
+                with suppress(httpx.ReadTimeout):
+                    httpx.put(f"{service.url}/v1/images/other", content=cat + b"0", timeout=1)
                 began_s = time.monotonic()
-            until(lambda: any(code == 503 for _, code in watch.readiness), 30)
+            until(lambda: any(code == 503 for _, code in watch.readiness), 90)
         unready_s = watch.unready_s() - began_s
         assert httpx.get(f"{service.url}/v1/images/cat").status_code == 200
         if fault == "Triton frozen":
@@ -226,8 +234,8 @@ def test_a_triton_of_its_own_that_is_dead_or_frozen_is_noticed_and_taken_up_agai
             assert back_s <= (BACK_S if full else LOADED_S)
             answer = httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK).raise_for_status().json()
             assert answer["cache"] == "memory"
-    report(PROMISE, f"{fault}, not ours: unready <= {UNREADY_S:g} s", f"{unready_s:.2f} s")
-    assert unready_s <= (UNREADY_S if full else LOADED_S)
+    report(PROMISE, f"{fault}, not ours: unready <= {may_take_s(fault):g} s", f"{unready_s:.2f} s")
+    assert unready_s <= (may_take_s(fault) if full else LOADED_S)
 
 
 def test_shared_memory_of_a_service_that_was_killed_whole_is_swept_by_the_next_one(

@@ -10,8 +10,8 @@ from service import model_health
 from service.answers import ImageRef
 from service.breaker import FAILURES_TO_OPEN
 from service.cache.contract import Embedding
+from service.canaries import Canaries, shared_canaries
 from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError, SegmentError
-from service.failed_canaries import FailedCanaries, shared_failures
 from service.prompt import PromptBatch
 from service.tensors import ENCODER_MODEL
 from tests.unit.test_segmenter import CLICK, OTHER, PHOTO, A, Core, run
@@ -80,11 +80,11 @@ def test_a_canary_that_waits_hears_of_another_worker_s_that_failed() -> None:
     async def scenario(core: Core) -> None:
         core.backend.gate.clear()
         core.segmenter._health.encoder.failed()
-        core.segmenter._health._failed = FailedCanaries(fd)
+        core.segmenter._health._canaries = Canaries(fd)
         probing = asyncio.create_task(core.segmenter.probe(60.0))
         await asyncio.sleep(0.05)
         assert core.segmenter.ready
-        FailedCanaries(fd).note(ENCODER_MODEL)
+        Canaries(fd).note_failure(ENCODER_MODEL)
         with pytest.raises(ModelUnavailableError, match="another worker"):
             await probing
         assert not core.segmenter.ready
@@ -92,7 +92,7 @@ def test_a_canary_that_waits_hears_of_another_worker_s_that_failed() -> None:
         await core.segmenter.probe(60.0)  # what failed before it was sent is no news to it
         assert core.segmenter.ready
 
-    with shared_failures() as fd:
+    with shared_canaries() as fd:
         run(scenario)
 
 
@@ -276,4 +276,61 @@ def test_a_canary_does_not_go_through_the_encoder_while_all_is_well() -> None:
             await core.segmenter.probe(1.0)
         assert (core.backend.encodes, core.backend.decodes) == (0, 5)
 
+    run(scenario)
+
+
+def test_an_encoder_that_nobody_asks_gets_a_canary_now_and_then_from_one_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(core: Core) -> None:
+        core.segmenter._health._canaries = Canaries(fd)
+        await core.segmenter.probe(1.0)  # nobody has asked it since the machine was started
+        assert core.backend.encodes == 1
+        await core.segmenter.probe(1.0)
+        assert core.backend.encodes == 1
+        await asyncio.sleep(0.06)
+        Canaries(fd).note_encode()  # another worker did
+        await core.segmenter.probe(1.0)
+        assert core.backend.encodes == 1
+        await asyncio.sleep(0.06)
+        core.backend.error = ModelUnavailableError("gone")
+        with pytest.raises(ModelUnavailableError):
+            await core.segmenter.probe(1.0)
+        assert not core.segmenter.ready
+
+    monkeypatch.setattr(model_health, "LEAST_IDLE_S", 0.05)
+    monkeypatch.setattr(model_health, "IDLE_PER_CANARY", 0)
+    with shared_canaries() as fd:
+        run(scenario)
+
+
+def test_when_another_worker_s_canary_failed_in_the_encoder_so_does_the_next_one_here() -> None:
+    async def scenario(core: Core) -> None:
+        core.segmenter._health._canaries = Canaries(fd)
+        await core.segmenter.probe(1.0)
+        Canaries(fd).note_failure(ENCODER_MODEL)
+        for _ in range(3):
+            await core.segmenter.probe(1.0)
+        assert core.backend.encodes == 2
+
+    with shared_canaries() as fd:
+        run(scenario)
+
+
+def test_an_upload_that_was_given_up_is_a_reason_to_ask_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(core: Core) -> None:
+        await core.segmenter.probe(1.0)
+        core.backend.gate.clear()
+        uploading = asyncio.create_task(core.segmenter.embed(A, PHOTO))
+        await asyncio.sleep(0.1)
+        assert core.backend.encodes == 1
+        uploading.cancel()
+        await asyncio.gather(uploading, return_exceptions=True)
+        await asyncio.sleep(0.02)
+        with pytest.raises(ModelUnavailableError, match="not answered anybody"):
+            await core.segmenter.probe(0.05)
+        assert not core.segmenter.ready
+
+    monkeypatch.setattr(model_health, "LEAST_IDLE_S", 0.01)
+    monkeypatch.setattr(model_health, "IDLE_PER_CANARY", 1e9)
     run(scenario)

@@ -1,0 +1,56 @@
+"""How all workers' canaries fare: memory that all workers map, so that each hears of a dead model from the first.
+
+A model runs one batch after the other, and one that died takes a second to fail each (Triton's doing). Where every
+worker waits for its own canary, the last of them knows that second later. And a canary through the encoder costs what
+an image costs, which is enough for one worker to spend.
+"""
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+from service.tensors import DECODER_MODEL, ENCODER_MODEL
+
+MODELS = (ENCODER_MODEL, DECODER_MODEL)
+NUMBER_BYTES = 8
+MEMORY_BYTES = NUMBER_BYTES * (len(MODELS) + 1)  # when each model last failed, and when the encoder was last asked
+
+
+@contextmanager
+def shared_canaries() -> Iterator[int]:
+    """Yield a file descriptor of memory for `Canaries`, for the workers to inherit."""
+    fd = os.memfd_create("sam-canaries")
+    try:
+        os.ftruncate(fd, MEMORY_BYTES)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class Canaries:
+    """What is known of all workers' canaries; `fd` is from `shared_canaries`, None for a worker that has no others.
+
+    Times are on the clock that all processes share (`time.monotonic`).
+    """
+
+    def __init__(self, fd: int | None = None) -> None:
+        numbers = memoryview(mmap.mmap(-1 if fd is None else fd, MEMORY_BYTES)).cast("d")
+        self._failed_s, self._encoder_asked_s = numbers[: len(MODELS)], numbers[len(MODELS) :]
+
+    def note_failure(self, model: str) -> None:
+        """Note that a canary failed just now: its own failure, not one that was heard of here."""
+        self._failed_s[MODELS.index(model)] = monotonic()
+
+    def failed_since(self, model: str, sent_s: float) -> bool:
+        """Whether anybody's canary failed after `sent_s`."""
+        return self._failed_s[MODELS.index(model)] > sent_s
+
+    def note_encode(self) -> None:
+        """Note that the encoder was asked just now, by whomever."""
+        self._encoder_asked_s[0] = monotonic()
+
+    def encoder_was_idle_s(self) -> float:
+        """Return how long nobody has asked the encoder."""
+        return monotonic() - self._encoder_asked_s[0]
