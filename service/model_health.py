@@ -171,6 +171,7 @@ class ModelHealth:
 
     def encoder_answered(self) -> None:
         """Note that an image was encoded: no canary is needed for a while."""
+        self._is_owed = False
         self._canaries.note_encode()
 
     def encoder_owes_an_answer(self) -> None:

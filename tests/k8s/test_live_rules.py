@@ -22,6 +22,7 @@ from tests.running import RunningService, free_settings, triton_alone, triton_un
 ELSEWHERE = re.compile(r"^(kube_|envoy_)")  # of other exporters
 WORDS = re.compile(r"\b(?:sam|nv)[a-z0-9_:]*[a-z0-9]\b")
 NOT_NAMES = {"sam_encoder", "sam_decoder", "sam_refiner", "sam_", "sam"}
+LAST_RECORDED = ("sam:cache_hit_ratio:rate10m", "sam:queued_requests:sum", "sam:pods_wanted_when_shedding")
 
 
 class Loaded(NamedTuple):
@@ -66,7 +67,7 @@ def call(url: str, photograph: bytes, stop: threading.Event) -> None:
 def prometheus(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     with running_prometheus(loaded.service, tmp_path_factory.mktemp("prometheus")) as running:
         deadline = time.monotonic() + 60
-        while not running.query("sam:cache_hit_ratio:rate10m") or not running.query("sam:queued_requests:sum"):
+        while not all(running.query(name) for name in LAST_RECORDED):
             assert time.monotonic() < deadline, "nothing is recorded"
             time.sleep(0.5)
         yield running

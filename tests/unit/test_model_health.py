@@ -317,6 +317,20 @@ def test_when_another_worker_s_canary_failed_in_the_encoder_so_does_the_next_one
         run(scenario)
 
 
+def test_an_encoder_that_answers_others_owes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(core: Core) -> None:
+        await core.segmenter.probe(1.0)
+        core.segmenter._health.encoder_owes_an_answer()
+        await core.segmenter.embed(A, PHOTO)
+        await asyncio.sleep(0.02)
+        await core.segmenter.probe(1.0)
+        assert core.backend.encodes == 1
+
+    monkeypatch.setattr(model_health, "LEAST_IDLE_S", 0.01)
+    monkeypatch.setattr(model_health, "IDLE_PER_CANARY", 1e9)
+    run(scenario)
+
+
 def test_an_upload_that_was_given_up_is_a_reason_to_ask_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(core: Core) -> None:
         await core.segmenter.probe(1.0)
