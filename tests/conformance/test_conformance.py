@@ -34,7 +34,7 @@ BOTH = {"points": [[270, 200, 1], [20, 20, 0]], "box": [100, 50, 500, 350]}
     ids=lambda body: f"{len(body['prompts'])} prompts {sorted(body)}",
 )
 def test_masks_are_equal(callers: list[Caller], body: dict[str, Any]) -> None:
-    answer = same(callers, lambda caller: caller.segment("coffee", body))
+    answer = same(callers, lambda caller: caller.segment("coffee", body), tries=4)
     assert (answer["image_id"], answer["size"], answer["cache"]) == ("coffee", [400, 600], "memory")
     assert len(answer["results"]) == len(body["prompts"])
     for result in answer["results"]:
@@ -50,7 +50,7 @@ def test_one_shot_answers_are_equal_and_can_be_prompted_again(callers: list[Call
     first = rest.segment_bytes(cat, body)
     assert first["cache"] == "miss"
     assert rpc.segment_bytes(cat, body) == {**first, "cache": "memory"}
-    again = same(callers, lambda caller: caller.segment(first["image_id"], body))
+    again = same(callers, lambda caller: caller.segment(first["image_id"], body), tries=4)
     assert again["results"] == first["results"]
 
 
@@ -205,4 +205,4 @@ def test_codes_are_the_table_s(callers: list[Caller], coffee: bytes) -> None:
 
 
 def test_after_all_that_the_service_goes_on(callers: list[Caller]) -> None:
-    assert same(callers, lambda caller: caller.segment("coffee", {"prompts": [CLICK]}))["size"] == [400, 600]
+    assert same(callers, lambda caller: caller.segment("coffee", {"prompts": [CLICK]}), tries=4)["size"] == [400, 600]

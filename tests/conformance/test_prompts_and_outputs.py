@@ -20,7 +20,7 @@ CORRECTION = {"points": [[270, 200, 1], [560, 60, 0]]}
 
 
 def masks_of(callers: list[Caller], body: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    answer = same(callers, lambda caller: caller.segment("coffee", body))
+    answer = same(callers, lambda caller: caller.segment("coffee", body), tries=4)
     assert not isinstance(answer, Failure), answer
     return [result["masks"] for result in answer["results"]]
 
