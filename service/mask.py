@@ -124,7 +124,7 @@ def mask_from_logits(logits: NDArray[np.float16], score: float, frame: Frame, ou
     """
     values = float32_from_float16(logits)
     if not (math.isfinite(score) and values.max() <= FROM_INFINITY and values.min() >= -FROM_INFINITY):
-        raise ModelUnavailableError("the model's answer holds values that are not numbers; export it again in FP32")
+        raise ModelUnavailableError("the model's answer holds values that are not numbers")
     edges = edges_from_logits(values, frame)
     if output.min_region_area_px:
         edges = _cleaned(edges, frame.size, output.min_region_area_px)

@@ -35,7 +35,7 @@ TELL_TICKS, TICK_S = 10, 0.1
 TELL_S = 10.0  # whatever the ticks say
 BUSY_S = 0.1
 # An encoder that nobody asks gets a canary seldom: it costs what an image costs, which prompts would wait for.
-LEAST_IDLE_S, IDLE_PER_CANARY = 2.0, 200
+LEAST_IDLE_S, IDLE_PER_CANARY = 1.0, 200
 
 
 class Observer(Protocol):

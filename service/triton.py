@@ -1,4 +1,4 @@
-"""`TritonBackend`: the model behind Triton's gRPC. The only importer of tritonclient; translates its errors once."""
+"""`TritonBackend`: the model behind Triton's gRPC, whose errors are translated here, once."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress

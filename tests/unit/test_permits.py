@@ -61,6 +61,12 @@ class Crowd:
 
         return asyncio.create_task(work())
 
+    async def end(self, tasks: "list[asyncio.Task[None]]") -> None:
+        """Have all leave, and wait until they have."""
+        for leave in self.leave:
+            leave.set()
+        await asyncio.gather(*tasks)
+
 
 def run(scenario: Callable[[], Coroutine[None, None, None]]) -> None:
     asyncio.run(scenario())
@@ -165,9 +171,7 @@ def test_a_permit_goes_to_the_tenant_with_the_fewest_at_work() -> None:
             leave.set()
             await settle()
         assert crowd.order == ["greedy"] * 4 + ["modest", "modest", "greedy"]
-        for leave in crowd.leave:
-            leave.set()
-        await asyncio.gather(*tasks)
+        await crowd.end(tasks)
 
     run(scenario)
 
@@ -193,9 +197,7 @@ def test_what_a_tenant_has_beyond_its_share_is_overtaken_and_keeps_nobody_waitin
         crowd.leave[0].set()
         await settle()
         assert crowd.order[18:] == ["modest"]
-        for leave in crowd.leave:
-            leave.set()
-        await asyncio.gather(*tasks)
+        await crowd.end(tasks)
 
     run(scenario)
 
@@ -205,9 +207,7 @@ def test_a_lone_tenant_s_requests_keep_their_order() -> None:
         crowd = Crowd(Permits(12))
         tasks = [crowd.come() for _ in range(12)]
         await settle()
-        for leave in crowd.leave:
-            leave.set()
-        await asyncio.gather(*tasks)
+        await crowd.end(tasks)
         assert not any(crowd.behind)
 
     run(scenario)
@@ -221,9 +221,7 @@ def test_with_one_permit_tenants_take_turns() -> None:
         await first
         tasks = [crowd.come(tenant) for tenant in "aaabc"]
         await settle()
-        for leave in crowd.leave:
-            leave.set()
-        await asyncio.gather(*tasks)
+        await crowd.end(tasks)
         assert crowd.order == list("a" + "aabca")
 
     run(scenario)
@@ -249,9 +247,7 @@ def test_prompts_never_wait_for_encodes_and_while_prompts_wait_encodes_work_one_
         await settle()
         permits.tell()
         assert watching.lanes == {Lane.PROMPT: (6, 0, 6), Lane.ENCODE: (2, 1, 2)}
-        for leave in crowd.leave:
-            leave.set()
-        await asyncio.gather(*encodes, *prompts)
+        await crowd.end([*encodes, *prompts])
 
     run(scenario)
 
@@ -278,9 +274,7 @@ def test_who_would_wait_too_long_is_refused_at_once_and_told_for_how_long() -> N
         assert watching.refusals == [Refusal.WAIT] * 2
         tasks.append(crowd.come("other", left_s=0.7))  # goes before all that another tenant has waiting
         await settle()
-        for leave in crowd.leave:
-            leave.set()
-        await asyncio.gather(*tasks)
+        await crowd.end(tasks)
 
     run(scenario)
 
@@ -295,9 +289,7 @@ def test_when_nothing_ends_any_more_newcomers_are_refused_sooner_and_sooner() ->
         with pytest.raises(OverloadedError) as caught:
             await crowd.come("other")
         assert caught.value.retry_after_s == pytest.approx(5)
-        for leave in crowd.leave:
-            leave.set()
-        await asyncio.gather(*tasks)
+        await crowd.end(tasks)
 
     run(scenario)
 
@@ -326,9 +318,7 @@ def test_until_it_is_known_how_long_work_takes_no_more_may_wait_than_may_work() 
         await settle()
         with pytest.raises(OverloadedError):
             await crowd.come()
-        for leave in crowd.leave:
-            leave.set()
-        await asyncio.gather(*tasks)
+        await crowd.end(tasks)
 
     run(scenario)
 
@@ -343,9 +333,7 @@ def test_a_greedy_tenant_s_waiting_leaves_room_for_others() -> None:
         tasks.append(crowd.come("modest"))
         await settle()
         assert not tasks[-1].done()
-        for leave in crowd.leave:
-            leave.set()
-        await asyncio.gather(*tasks)
+        await crowd.end(tasks)
 
     run(scenario)
 
