@@ -15,7 +15,7 @@ from service.triton_process import TritonProcess
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.5
-STOPPED_S = 5.0  # a shorter pause is nobody's loss: connections survive it
+STOPPED_S = 1.0  # a shorter pause is nobody's loss: connections survive it
 UNANSWERED_S = 30.0  # to be unready takes less: a machine that is too busy is not helped by a kill
 STUB = "triton_python_b"  # as much of its name as Linux keeps
 ENDED = "ZX"
