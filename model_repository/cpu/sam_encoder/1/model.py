@@ -8,6 +8,8 @@ import ctypes
 import json
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ import triton_python_backend_utils as pb_utils  # isort: skip # first: where pac
 import numpy as np
 import onnxruntime as ort
 
-# A batch of many-prompt requests is run in slices of about this many prompts, so that memory stays bounded.
-MAX_PROMPTS_PER_RUN = 64
+# At this many prompts a run, one costs a core the least: fewer share too little, what more compute leaves its caches.
+MAX_PROMPTS_PER_RUN = 8
+# A prompt on a smaller grid of embeddings takes one core: two threads cost it half as much again and end no sooner.
+LARGE_GRID = 32
 
 
 def cpu_limit() -> int:
@@ -52,6 +56,19 @@ def dlpack_capsule(array: Any) -> Any:  # noqa: ANN401 - whatever has __dlpack__
     return capsule
 
 
+def session_on(path: Path, threads: int) -> Any:  # noqa: ANN401 - ONNX Runtime has no types
+    """Open a graph that computes on so many threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads double the latency as soon as something else wants the CPU (the gateway does).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # ONNX Runtime's fused CPU kernel for residual + LayerNorm is slower than the two it replaces.
+    return ort.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
+    )
+
+
 class TritonPythonModel:
     """One model instance; Triton calls `initialize` once and `execute` with every dynamic batch."""
 
@@ -60,18 +77,13 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = cpu_limit()
-        options.inter_op_num_threads = 1
-        # Spinning threads double the latency as soon as something else wants the CPU (the gateway does).
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # ONNX Runtime's fused CPU kernel for residual + LayerNorm is slower than the two it replaces.
-        self.session = ort.InferenceSession(
-            str(Path(args["model_repository"]) / args["model_version"] / "model.onnx"),
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=["SkipLayerNormFusion"],
-        )
+        self.by_prompt = {tensor["name"] for tensor in config["input"] if int(tensor["dims"][0]) < 0}
+        self.cores = cpu_limit()
+        self.pool = ThreadPoolExecutor(self.cores)
+        path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        is_small = bool(self.by_prompt) and int(config["input"][0]["dims"][-1]) < LARGE_GRID
+        self.on_all_cores: Any = None if is_small else session_on(path, self.cores)
+        self.on_one_core: Any = session_on(path, 1) if self.by_prompt else None
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request; a request that fails alone does not fail the others of its batch."""
@@ -106,19 +118,34 @@ class TritonPythonModel:
             name: feeds[0][name] if len(feeds) == 1 else np.concatenate([feed[name] for feed in feeds])
             for name in self.inputs
         }
-        total = sum(counts)
-        prompts = stacked["point_labels"].shape[1] if "point_labels" in stacked else 1
-        step = max(1, MAX_PROMPTS_PER_RUN // prompts)
-        runs = [
-            self.session.run(self.outputs, {name: array[start : start + step] for name, array in stacked.items()})
-            for start in range(0, total, step)
-        ]
-        outputs = [
-            runs[0][index] if len(runs) == 1 else np.concatenate([run[index] for run in runs])
-            for index in range(len(self.outputs))
-        ]
+        outputs = self._run_prompts(stacked) if self.by_prompt else self.on_all_cores.run(self.outputs, stacked)
         ends = np.cumsum(counts)
         return [[output[end - count : end] for output in outputs] for count, end in zip(counts, ends, strict=True)]
+
+    def _run_prompts(self, stacked: dict[str, Any]) -> list[Any]:
+        """Run all prompts of all images, in parts: one to a core at a time. Of a large graph, few take all cores."""
+        images, prompts = next(stacked[name] for name in self.by_prompt).shape[:2]
+        if self.on_all_cores and images * prompts < self.cores:
+            return list(self.on_all_cores.run(self.outputs, stacked))
+        at_once = min(MAX_PROMPTS_PER_RUN, math.ceil(images * prompts / self.cores))
+        images_at_once, prompts_at_once = max(1, at_once // prompts), min(at_once, prompts)
+        parts = [
+            (slice(image, image + images_at_once), slice(prompt, prompt + prompts_at_once))
+            for image in range(0, images, images_at_once)
+            for prompt in range(0, prompts, prompts_at_once)
+        ]
+        if len(parts) == 1:
+            return self._run_part(stacked, parts[0])
+        results = list(self.pool.map(self._run_part, repeat(stacked), parts))
+        outputs = [np.empty((images, prompts, *output.shape[2:]), output.dtype) for output in results[0]]
+        for part, result in zip(parts, results, strict=True):
+            for output, of_part in zip(outputs, result, strict=True):
+                output[part] = of_part
+        return outputs
+
+    def _run_part(self, stacked: dict[str, Any], part: tuple[slice, slice]) -> list[Any]:
+        feed = {name: array[part if name in self.by_prompt else part[0]] for name, array in stacked.items()}
+        return list(self.on_one_core.run(self.outputs, feed))
 
     def _answer(self, feed: dict[str, Any]) -> Any:  # noqa: ANN401
         try:
