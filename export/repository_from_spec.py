@@ -32,16 +32,23 @@ class QueuePolicy:
 
     A request's own timeout counts only where a default is set, and only when it is smaller (Triton core,
     scheduler_utils.cc): without `default_timeout_us` the gateway's deadlines would be ignored.
+
+    It has a price. With any policy Triton's batcher hands nothing on before an instance is idle, and nobody wakes it
+    when one becomes so: only the next request does, or half a second (core, dynamic_batch_scheduler.cc). A request that
+    finds all instances busy waits as long. `python -m benchmarks.batcher` shows it.
     """
 
     max_size: int
     default_timeout_us: int
 
 
-_QUEUES: dict[Runtime, tuple[QueuePolicy, QueuePolicy]] = {  # (encoder, decoder and refiner)
-    "cpu": (QueuePolicy(32, 60_000_000), QueuePolicy(256, 60_000_000)),
-    "tensorrt": (QueuePolicy(128, 30_000_000), QueuePolicy(1024, 30_000_000)),
+# Prompts need priorities, which are a policy. The price is small with two instances: one is nearly always idle, or else
+# the next request is near. Images need none: what their callers gave up is cancelled, and the gateway bounds the queue.
+_PROMPT_QUEUES: dict[Runtime, QueuePolicy] = {
+    "cpu": QueuePolicy(256, 60_000_000),
+    "tensorrt": QueuePolicy(1024, 30_000_000),
 }
+PROMPT_INSTANCES = 2
 
 
 def render(model: ModelSpec, digest: str, runtime: Runtime) -> dict[str, str]:
@@ -113,7 +120,7 @@ def differences(files: dict[str, str], folder: Path) -> str:
 
 def config_text(graph: GraphSpec, model_name: str, digest: str, runtime: Runtime) -> str:
     """Render one config.pbtxt, complete: it loads with --disable-auto-complete-config."""
-    queue = _QUEUES[runtime][graph.name != ENCODER_MODEL]
+    is_encoder = graph.name == ENCODER_MODEL
     backend = 'backend: "python"\n' if runtime == "cpu" else 'backend: "tensorrt"\n'
     kind = "KIND_CPU" if runtime == "cpu" else "KIND_GPU"
     parts = [
@@ -124,8 +131,8 @@ def config_text(graph: GraphSpec, model_name: str, digest: str, runtime: Runtime
         f"max_batch_size: {graph.images.largest}\n",
         *(_io_text("input", tensor) for tensor in graph.inputs),
         *(_io_text("output", tensor) for tensor in graph.outputs),
-        f"instance_group [ {{ kind: {kind} count: 1 }} ]\n",
-        _batching_text(queue),
+        f"instance_group [ {{ kind: {kind} count: {1 if is_encoder else PROMPT_INSTANCES} }} ]\n",
+        "dynamic_batching {}\n" if is_encoder else _batching_text(_PROMPT_QUEUES[runtime]),
         _parameter_text(PARAMETER_MODEL, model_name),
         _parameter_text(PARAMETER_DIGEST, digest),
         *(_warmup_text(graph, sizes) for sizes in warmup_sizes(graph)),

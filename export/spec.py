@@ -116,9 +116,9 @@ MODELS: dict[str, ModelSpec] = {
 }
 
 # An encoder saturates the machine with one image: a large batch only makes the last caller wait. A decoder's cost is
-# launch overhead, so it gains from batching until its activations (B x P prompts) outgrow memory.
+# launch overhead, so it gains from batching until its activations (B x P prompts, of each instance) outgrow memory.
 _ENCODER_IMAGES = AxisRange(1, 1, 4)
-_DECODER_IMAGES = AxisRange(1, 2, 8)
+_DECODER_IMAGES = AxisRange(1, 2, 4)
 _PROMPTS = AxisRange(1, 1, 64)
 _TOKENS = AxisRange(1, 2, 64)
 

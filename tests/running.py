@@ -82,12 +82,11 @@ def triton_under(pid: int) -> int:
     raise AssertionError("no tritonserver")
 
 
-def stub_of(triton_pid: int, model: str) -> int:
-    """Return the pid of the process in which a Triton's Python backend runs `model`."""
-    for each in descendants_of(triton_pid):
-        if model.encode() in Path(f"/proc/{each}/cmdline").read_bytes():
-            return each
-    raise AssertionError(f"nothing runs {model}")
+def stubs_of(triton_pid: int, model: str) -> list[int]:
+    """Return the pids of the processes in which a Triton's Python backend runs `model`."""
+    pids = [each for each in descendants_of(triton_pid) if model.encode() in Path(f"/proc/{each}/cmdline").read_bytes()]
+    assert pids, f"nothing runs {model}"
+    return pids
 
 
 @contextmanager

@@ -4,13 +4,17 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.repository_from_spec import PROMPT_INSTANCES
 from service.tensors import DECODER_MODEL, ENCODER_MODEL, REFINER_MODEL
 from tests.running import ROOT
 
-EXECUTE = "        answers: list[Any] = [None] * len(requests)\n"
+INSTANCES = PROMPT_INSTANCES  # of each decoder: so many batches at once
+RUN = "        counts = [len(feed[self.inputs[0]]) for feed in feeds]\n"
 SLEEP = """
         import time
 
+        with Path(__file__).with_name("ran").open("ab") as ran:
+            ran.write(b"." * len(feeds))
         sleep_s = Path(__file__).with_name("sleep_s")
         if sleep_s.exists():
             time.sleep(float(sleep_s.read_text()))
@@ -30,18 +34,22 @@ class SlowModels:
             new.write_text(str(seconds))
             new.replace(new.with_name("sleep_s"))
 
+    def ran(self, model: str) -> int:
+        """Return for how many requests the model began to compute: Triton counts those that were cancelled, too."""
+        return (self.path / model / "1" / "ran").stat().st_size
+
 
 def slow_models(folder: Path, *, max_batch: int = 4) -> SlowModels:
     """Copy model_repository/cpu into `folder`; decoders take at most `max_batch` requests a batch.
 
-    Their capacity is then `max_batch / decode_s` requests per second, less what the small graph itself takes.
+    Their capacity is then `INSTANCES * max_batch / decode_s` requests per second, less what the small graph takes.
     """
     repository = folder / "slowed"
     shutil.copytree(ROOT / "model_repository" / "cpu", repository)
     for model in (ENCODER_MODEL, DECODER_MODEL, REFINER_MODEL):
-        replace(repository / model / "1" / "model.py", EXECUTE, EXECUTE + SLEEP)
+        replace(repository / model / "1" / "model.py", RUN, RUN + SLEEP)
     for model in (DECODER_MODEL, REFINER_MODEL):
-        replace(repository / model / "config.pbtxt", "max_batch_size: 8\n", f"max_batch_size: {max_batch}\n")
+        replace(repository / model / "config.pbtxt", "max_batch_size: 4\n", f"max_batch_size: {max_batch}\n")
     return SlowModels(repository)
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from service.tensors import (
 )
 from tests.export.conftest import Pair
 from tests.running import START_S, free_ports, triton_alone
+from tests.slow_models import replace
 
 GRAPHS = (ENCODER_MODEL, DECODER_MODEL, REFINER_MODEL)
 CASES = [(runtime, name) for runtime in COMMITTED_MODELS for name in GRAPHS]
@@ -51,10 +52,10 @@ def test_a_changed_file_is_shown_as_a_diff(tmp_path: Path) -> None:
     shutil.copytree(default_repository("cpu"), tmp_path, dirs_exist_ok=True)
     assert differences(files, tmp_path) == ""
     config = tmp_path / DECODER_MODEL / "config.pbtxt"
-    config.write_text(config.read_text().replace("max_batch_size: 8", "max_batch_size: 9"))
+    config.write_text(config.read_text().replace("max_batch_size: 4", "max_batch_size: 9"))
     (tmp_path / REFINER_MODEL / "1" / "model.py").unlink()
     found = differences(files, tmp_path)
-    assert "-max_batch_size: 9\n+max_batch_size: 8" in found
+    assert "-max_batch_size: 9\n+max_batch_size: 4" in found
     assert "+class TritonPythonModel:" in found
 
 
@@ -73,15 +74,24 @@ def test_configurations_leave_nothing_to_guess(runtime: Runtime, name: str) -> N
         assert [(t.name, f"TYPE_{t.dtype}", [d if isinstance(d, int) else -1 for d in t.dims]) for t in tensors] == [
             (t.name, model_config_pb2.DataType.Name(t.data_type), list(t.dims)) for t in rendered
         ]
-    assert (config.dynamic_batching.priority_levels, config.dynamic_batching.default_priority_level) == (2, 1)
-    queue = config.dynamic_batching.default_queue_policy
+    assert config.HasField("dynamic_batching")
+    assert [group.count for group in config.instance_group] == [1 if name == ENCODER_MODEL else 2]
+    assert config.parameters[PARAMETER_MODEL].string_value == COMMITTED_MODELS[runtime].name
+    assert config.parameters[PARAMETER_DIGEST].string_value == known_digest(COMMITTED_MODELS[runtime])
+
+
+@pytest.mark.parametrize(("runtime", "name"), CASES)
+def test_prompts_have_priorities_and_deadlines_in_their_queue_and_images_no_policy(runtime: Runtime, name: str) -> None:
+    batching = parsed(runtime, name).dynamic_batching
+    if name == ENCODER_MODEL:  # with any, a request that finds the one instance busy may wait for half a second
+        assert not batching.ListFields()
+        return
+    assert (batching.priority_levels, batching.default_priority_level) == (2, 1)
+    queue = batching.default_queue_policy
     assert queue.max_queue_size > 0
     assert queue.default_timeout_microseconds > 0
     assert queue.allow_timeout_override
     assert queue.timeout_action == queue.REJECT
-    assert [group.count for group in config.instance_group] == [1]
-    assert config.parameters[PARAMETER_MODEL].string_value == COMMITTED_MODELS[runtime].name
-    assert config.parameters[PARAMETER_DIGEST].string_value == known_digest(COMMITTED_MODELS[runtime])
 
 
 @pytest.mark.parametrize(("runtime", "name"), CASES)
@@ -98,10 +108,17 @@ def test_every_bucket_is_warmed_up(runtime: Runtime, name: str) -> None:
 @pytest.fixture(scope="module")
 def server() -> Iterator[triton.InferenceServerClient]:
     """A client of a real Triton that serves the committed cpu repository."""
+    with served(default_repository("cpu")) as client:
+        yield client
+
+
+@contextmanager
+def served(repository: Path) -> Iterator[triton.InferenceServerClient]:
+    """Run a Triton for the block, which gets a client of it."""
     grpc_port, metrics_port = free_ports(2)
     address = f"127.0.0.1:{grpc_port}"
     with (
-        triton_alone(address, str(metrics_port), default_repository("cpu")),
+        triton_alone(address, str(metrics_port), repository),
         closing(triton.InferenceServerClient(address)) as client,
     ):
         deadline = time.monotonic() + START_S
@@ -181,16 +198,33 @@ def test_concurrent_requests_share_runs_and_a_bad_one_fails_alone(
     assert after.execution_count - before.execution_count < after.inference_count - before.inference_count
 
 
-def test_a_batch_of_many_prompts_is_answered_whole(server: triton.InferenceServerClient, tiny: Pair) -> None:
-    """More prompts than one run takes: the backend runs slices and joins them."""
-    spec = graph_spec(tiny.shape.geometry, DECODER_MODEL)
-    images, prompts = spec.images.largest, 16
+def check_many_prompts(server: triton.InferenceServerClient, tiny: Pair, images: int, prompts: int) -> None:
+    spec, random = graph_spec(tiny.shape.geometry, DECODER_MODEL), np.random.default_rng(images)
     feeds = random_feeds(spec, images)
-    for name in ("point_coords", "point_labels"):
-        feeds[name] = np.ascontiguousarray(np.repeat(feeds[name], prompts // 2, axis=1))
+    feeds["point_coords"] = random.uniform(0, 384, (images, prompts, 4, 2)).astype(np.float32)
+    feeds["point_labels"] = random.integers(0, 2, (images, prompts, 4), np.int32)
     found, wanted = infer(server, spec, feeds), tiny.decoder(**feeds)
     assert found[LOW_RES_MASKS].shape == (images, prompts, 4, 4 * tiny.shape.grid, 4 * tiny.shape.grid)
     np.testing.assert_allclose(found[IOU_SCORES], wanted[IOU_SCORES], atol=1e-5)
+    scale = np.abs(wanted[LOW_RES_MASKS]).max()
+    assert np.abs(found[LOW_RES_MASKS] - wanted[LOW_RES_MASKS]).max() <= 1e-3 * scale
+
+
+@pytest.mark.parametrize(("images", "prompts"), [(1, 64), (4, 16), (3, 5), (4, 1), (1, 9)])
+def test_many_prompts_are_answered_whole_and_in_order(
+    server: triton.InferenceServerClient, tiny: Pair, images: int, prompts: int
+) -> None:
+    """More than one run takes: the backend runs parts on all cores and joins them."""
+    check_many_prompts(server, tiny, images, prompts)
+
+
+def test_a_prompt_of_a_large_graph_takes_all_cores_and_is_answered_alike(tiny: Pair, tmp_path: Path) -> None:
+    repository = shutil.copytree(default_repository("cpu"), tmp_path / "repository")
+    model = repository / DECODER_MODEL / "1" / "model.py"
+    replace(model, "LARGE_GRID = 32\n", "LARGE_GRID = 1\n")  # sam-tiny's is one, then
+    with served(repository) as server:
+        check_many_prompts(server, tiny, 1, 1)
+        check_many_prompts(server, tiny, 2, 16)
 
 
 def test_all_graphs_of_a_repository_name_the_same_weights() -> None:

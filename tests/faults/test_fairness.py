@@ -25,12 +25,12 @@ from service.triton import TritonBackend
 from tests.conformance.callers import Failure, GrpcCaller, RestCaller
 from tests.faults.conftest import Report
 from tests.running import RunningService
-from tests.slow_models import slow_models
+from tests.slow_models import INSTANCES, slow_models
 
 GREEDY, *MODEST = TENANTS = ("greedy", "ann", "ben", "cy")
 KEYS = ",".join(f"{tenant}:{sha256(tenant.encode()).hexdigest()}" for tenant in TENANTS)  # each one's key is its name
-MAX_BATCH, DECODE_S = 4, 0.4
-SHARE = 0.6 * MAX_BATCH / DECODE_S / len(TENANTS)
+MAX_BATCH, DECODE_S = 2, 0.4
+SHARE = 0.6 * INSTANCES * MAX_BATCH / DECODE_S / len(TENANTS)
 EXCESS = 20
 
 
@@ -129,7 +129,7 @@ async def answered_s(service: RunningService, deadline_s: float) -> float:
             return time.monotonic() - began_s
 
         async with asyncio.TaskGroup() as everybody:
-            for _ in range(3 * MAX_BATCH):
+            for _ in range(3 * INSTANCES * MAX_BATCH):
                 everybody.create_task(keep_asking())
             await asyncio.sleep(DECODE_S)
             last = everybody.create_task(ask_last())

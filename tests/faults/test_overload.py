@@ -13,11 +13,11 @@ import pytest
 from benchmarks.load import OK, PHOTO, Load, Samples, run_loads
 from tests.faults.conftest import Report
 from tests.running import RunningService
-from tests.slow_models import SlowModels, slow_models
+from tests.slow_models import INSTANCES, SlowModels, slow_models
 
 MAX_BATCH = 2
-DECODE_S = 0.2
-CAPACITY = MAX_BATCH / DECODE_S
+DECODE_S = 0.4
+CAPACITY = INSTANCES * MAX_BATCH / DECODE_S
 OVERLOAD = 10
 TRANSPORTS = ["HTTP", "gRPC"]
 

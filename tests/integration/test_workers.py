@@ -17,7 +17,7 @@ import pytest
 
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
-from tests.running import ROOT, RunningService, descendants_of, free_settings, slowed, sockets_of, stub_of
+from tests.running import ROOT, RunningService, descendants_of, free_settings, slowed, sockets_of, stubs_of
 
 CLICK = {"prompts": [{"points": [[50, 50, 1]]}]}
 WORKERS = 2
@@ -145,7 +145,7 @@ def test_sigterm_lets_requests_under_way_in_all_workers_finish_and_leaves_nothin
         for turn in range(16):  # from then on workers know how long an encode takes, and let more than a few wait
             assert one_shot(service, cat + bytes(100 + turn)).status_code == httpx.codes.OK
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            with slowed(stub_of(service.triton_pid(), "sam_encoder")):
+            with slowed(stubs_of(service.triton_pid(), "sam_encoder")[0]):
                 answers = [pool.submit(one_shot, service, cat + bytes(turn)) for turn in range(16)]
                 # The first of them may have its answer before the encoder is slow.
                 until(lambda: connected(workers, port) + sum(answer.done() for answer in answers) >= len(answers))
