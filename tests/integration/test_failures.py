@@ -16,19 +16,23 @@ from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from tests.conformance.callers import Failure, GrpcCaller, RestCaller
 from tests.fakes import FakeBackend
 from tests.in_process import serving
-from tests.running import RunningService
+from tests.running import RunningService, free_settings, triton_alone, triton_under
 
 CLICK = {"prompts": [{"points": [[1, 1, 1]]}]}
 
 
 def test_a_frozen_triton_costs_deadlines_then_refusals_and_recovers_by_itself(cat: bytes) -> None:
-    """Each request ends at its deadline; beyond the waiting room it is refused at once."""
-    with RunningService.start(
-        SAM_WORKERS="1", SAM_MAX_CONCURRENCY="1", SAM_MAX_WAIT_S="5", SAM_LOG_LEVEL="error"
-    ) as service:
+    """Each request ends at its deadline; beyond the waiting room it is refused at once. Ours would be started again."""
+    small = {"SAM_WORKERS": "1", "SAM_MAX_CONCURRENCY": "1", "SAM_MAX_WAIT_S": "5", "SAM_LOG_LEVEL": "error"}
+    settings = free_settings() | small
+    with (
+        triton_alone(settings["SAM_TRITON_URL"], settings["SAM_TRITON_METRICS_PORT"]) as starter,
+        RunningService.start(embedded=False, **settings) as service,
+    ):
+        triton = triton_under(starter)
         callers = [RestCaller(service.url), GrpcCaller(service.grpc_address)]
         callers[0].embed("cat", cat)
-        os.kill(service.triton_pid(), signal.SIGSTOP)
+        os.kill(triton, signal.SIGSTOP)
         try:
             with concurrent.futures.ThreadPoolExecutor(2) as pool:
                 late = [pool.submit(caller.embed, "late", cat + bytes(n), 3.0) for n, caller in enumerate(callers)]
@@ -40,7 +44,7 @@ def test_a_frozen_triton_costs_deadlines_then_refusals_and_recovers_by_itself(ca
                     assert (refused.reason, refused.retry) == ("overloaded", True)
             assert [future.result().reason for future in late] == ["deadline_exceeded"] * 2
         finally:
-            os.kill(service.triton_pid(), signal.SIGCONT)
+            os.kill(triton, signal.SIGCONT)
         service.wait_for("/readyz", 200)
         for caller in callers:
             assert not isinstance(caller.segment("cat", CLICK), Failure)
