@@ -159,7 +159,7 @@ async def measure_one(sheet: Sheet, service: Service, options: argparse.Namespac
 
 async def steps_of(core: Core, callers: Mapping[str, Caller]) -> dict[str, STEP]:
     """Return the ways that the prompt can go, by what they are called."""
-    decoder, feed, batch = session(DECODER_MODEL), core.feed, core.batch
+    decoder, feed, batch = session(DECODER_MODEL, threads=1), core.feed, core.batch  # as model.py does with a click
 
     async def bare() -> None:
         decoder.run(None, feed)

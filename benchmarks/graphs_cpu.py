@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def session(model: str, threads: int | None = None) -> ort.InferenceSession:
-    """Open a served graph as model.py does, with all cores unless a number of threads is given."""
+    """Open a served graph with model.py's options; on all cores, as it does for images, unless `threads` are given."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1

@@ -40,7 +40,7 @@ class Inferences:
     async def answer(
         self, request: ModelInferRequest, timeout_s: float, priority: int = PRIORITY_FIRST
     ) -> ModelInferResponse:
-        """Send one item of a batch; the time ends its wait in Triton's queue, too.
+        """Send one item of a batch. Where its queue has a policy, as prompts' have, the time ends its wait there, too.
 
         Raises:
             grpc.RpcError: no answer came.

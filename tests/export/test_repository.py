@@ -198,33 +198,51 @@ def test_concurrent_requests_share_runs_and_a_bad_one_fails_alone(
     assert after.execution_count - before.execution_count < after.inference_count - before.inference_count
 
 
-def check_many_prompts(server: triton.InferenceServerClient, tiny: Pair, images: int, prompts: int) -> None:
-    spec, random = graph_spec(tiny.shape.geometry, DECODER_MODEL), np.random.default_rng(images)
+def check_prompts(
+    server: triton.InferenceServerClient, tiny: Pair, images: int, prompts: int, name: str = DECODER_MODEL
+) -> None:
+    spec, random = graph_spec(tiny.shape.geometry, name), np.random.default_rng(images)
     feeds = random_feeds(spec, images)
     feeds["point_coords"] = random.uniform(0, 384, (images, prompts, 4, 2)).astype(np.float32)
     feeds["point_labels"] = random.integers(0, 2, (images, prompts, 4), np.int32)
-    found, wanted = infer(server, spec, feeds), tiny.decoder(**feeds)
+    if name == REFINER_MODEL:
+        side = tiny.shape.geometry.mask_size
+        feeds["mask_input"] = random.normal(0, 5, (images, prompts, side, side)).astype(np.float16)
+    wanted = (tiny.decoder if name == DECODER_MODEL else tiny.refiner)(**feeds)
+    found = infer(server, spec, feeds)
     assert found[LOW_RES_MASKS].shape == (images, prompts, 4, 4 * tiny.shape.grid, 4 * tiny.shape.grid)
     np.testing.assert_allclose(found[IOU_SCORES], wanted[IOU_SCORES], atol=1e-5)
     scale = np.abs(wanted[LOW_RES_MASKS]).max()
     assert np.abs(found[LOW_RES_MASKS] - wanted[LOW_RES_MASKS]).max() <= 1e-3 * scale
 
 
-@pytest.mark.parametrize(("images", "prompts"), [(1, 64), (4, 16), (3, 5), (4, 1), (1, 9)])
+@pytest.mark.parametrize("name", [DECODER_MODEL, REFINER_MODEL])
+@pytest.mark.parametrize(("images", "prompts"), [(1, 64), (4, 16), (3, 5), (4, 2), (3, 1), (1, 9)])
 def test_many_prompts_are_answered_whole_and_in_order(
-    server: triton.InferenceServerClient, tiny: Pair, images: int, prompts: int
+    server: triton.InferenceServerClient, tiny: Pair, images: int, prompts: int, name: str
 ) -> None:
     """More than one run takes: the backend runs parts on all cores and joins them."""
-    check_many_prompts(server, tiny, images, prompts)
+    check_prompts(server, tiny, images, prompts, name)
 
 
-def test_a_prompt_of_a_large_graph_takes_all_cores_and_is_answered_alike(tiny: Pair, tmp_path: Path) -> None:
+def test_tensors_of_different_numbers_of_prompts_are_refused(server: triton.InferenceServerClient, tiny: Pair) -> None:
+    spec = graph_spec(tiny.shape.geometry, DECODER_MODEL)
+    feeds = random_feeds(spec, images=1)
+    feeds["point_labels"] = np.ones((1, 3, 4), np.int32)
+    with pytest.raises(triton.InferenceServerException, match="different numbers of prompts"):
+        infer(server, spec, feeds)
+
+
+def test_a_lone_prompt_of_a_large_graph_is_for_the_session_on_all_cores(tiny: Pair, tmp_path: Path) -> None:
     repository = shutil.copytree(default_repository("cpu"), tmp_path / "repository")
     model = repository / DECODER_MODEL / "1" / "model.py"
     replace(model, "LARGE_GRID = 32\n", "LARGE_GRID = 1\n")  # sam-tiny's is one, then
+    replace(model, "self.cores = cpu_limit()\n", "self.cores = 2\n")
+    replace(model, "session_on(path, 1) if self.by_prompt else None", "None")  # the other one does not exist
+    config = repository / DECODER_MODEL / "config.pbtxt"
+    config.write_text(config.read_text().partition("model_warmup")[0])  # many prompts are for the other one
     with served(repository) as server:
-        check_many_prompts(server, tiny, 1, 1)
-        check_many_prompts(server, tiny, 2, 16)
+        check_prompts(server, tiny, 1, 1)
 
 
 def test_all_graphs_of_a_repository_name_the_same_weights() -> None:

@@ -40,7 +40,7 @@ FAULTS: dict[str, Callable[[int], None]] = {
     "Triton frozen": lambda triton: send(signal.SIGSTOP, triton),
     "Triton killed": lambda triton: send(signal.SIGKILL, triton),
 }
-# Of a Triton that is not ours, the other instance goes on: half of the prompts are answered, and nobody can tell more.
+# Of a Triton that is not ours, the other instance goes on: some prompts are answered, and canaries are among them.
 FAULTS_OF_OURS = FAULTS | {
     "one decoder of two killed": lambda triton: send(signal.SIGKILL, stubs_of(triton, "sam_decoder")[0]),
     "one decoder of two frozen": lambda triton: send(signal.SIGSTOP, stubs_of(triton, "sam_decoder")[0]),

@@ -20,6 +20,7 @@ from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from tests.conformance.callers import Caller, Failure, GrpcCaller, RestCaller
 from tests.redis_server import RedisServer
 from tests.running import RunningService, free_settings, samples, triton_alone
+from tests.slow_models import SlowModels, slow_models
 
 CLICK = {"prompts": [{"points": [[100, 100, 1]]}]}
 
@@ -47,9 +48,15 @@ def callers_of(service: RunningService, api_key: str = "") -> Iterator[list[Call
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[RunningService]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> SlowModels:
+    return slow_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def pair(models: SlowModels) -> Iterator[RunningService]:
     """Two workers on one arena."""
-    with RunningService.start(SAM_WORKERS="2", SAM_MAX_WAIT_S="60") as service:
+    settings = {"SAM_WORKERS": "2", "SAM_MAX_WAIT_S": "60", "SAM_MODEL_REPOSITORY": str(models.path)}
+    with RunningService.start(**settings) as service:
         yield service
 
 
@@ -99,7 +106,9 @@ def claimant(service: RunningService) -> int | None:
     return int(row[0].partition(":")[0]) if row else None
 
 
-def test_a_worker_killed_in_mid_encode_is_taken_over_from(pair: RunningService, astronaut: bytes) -> None:
+def test_a_worker_killed_in_mid_encode_is_taken_over_from(
+    models: SlowModels, pair: RunningService, astronaut: bytes
+) -> None:
     answers: list[int] = []
 
     def put() -> None:
@@ -108,7 +117,7 @@ def test_a_worker_killed_in_mid_encode_is_taken_over_from(pair: RunningService, 
         except httpx.TransportError:
             answers.append(0)  # this one's worker was killed
 
-    os.kill(pair.triton_pid(), signal.SIGSTOP)
+    models.slow_down(encode_s=4.0)
     try:
         leader, follower = threading.Thread(target=put), threading.Thread(target=put)
         leader.start()
@@ -121,7 +130,7 @@ def test_a_worker_killed_in_mid_encode_is_taken_over_from(pair: RunningService, 
         follower.start()
         until(lambda: claimant(pair) not in (None, victim))
     finally:
-        os.kill(pair.triton_pid(), signal.SIGCONT)
+        models.slow_down()
     follower.join(60)
     assert answers == [0, 201]
     assert httpx.post(f"{pair.url}/v1/images/orphan/masks", json=CLICK).json()["cache"] == "memory"

@@ -26,15 +26,22 @@ from service.client import (
     UnreachableError,
 )
 from tests.running import RunningService, free_settings
+from tests.slow_models import SlowModels, slow_models
 
 CLICK = (150, 120)
 
 
 @pytest.fixture(scope="module")
-def fragile() -> Iterator[RunningService]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> SlowModels:
+    return slow_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def fragile(models: SlowModels) -> Iterator[RunningService]:
     """A service of one worker that works on one request at once, lets one more wait, and asks for a key."""
     keys = ",".join(f"{name}:{sha256(key.encode()).hexdigest()}" for name, key in (("shop", "k1"), ("lab", "k2")))
-    with RunningService.start(SAM_MAX_CONCURRENCY="1", SAM_API_KEYS=keys, SAM_LOG_LEVEL="error") as running:
+    settings = {"SAM_MAX_CONCURRENCY": "1", "SAM_API_KEYS": keys, "SAM_LOG_LEVEL": "error"}
+    with RunningService.start(**settings, SAM_MODEL_REPOSITORY=str(models.path)) as running:
         yield running
 
 
@@ -99,19 +106,21 @@ def test_a_killed_worker_is_survived(fragile: RunningService, cat: bytes) -> Non
     fragile.wait_for_workers()
 
 
-def test_a_worker_killed_during_a_call_costs_nothing_but_time(fragile: RunningService, cat: bytes) -> None:
+def test_a_worker_killed_during_a_call_costs_nothing_but_time(
+    models: SlowModels, fragile: RunningService, cat: bytes
+) -> None:
     with SegmentClient(fragile.grpc_address, api_key="k1", timeout_s=60, max_attempts=100) as client:
-        os.kill(fragile.triton_pid(), signal.SIGSTOP)  # the upload stays under way until the worker is gone
+        models.slow_down(encode_s=2.0)  # the upload stays under way until the worker is gone
         try:
             with ThreadPoolExecutor(1) as thread:
                 upload = thread.submit(client.image, cat + b"during")
                 (pid,) = fragile.worker_pids()
                 time.sleep(0.5)
                 os.kill(pid, signal.SIGKILL)
-                os.kill(fragile.triton_pid(), signal.SIGCONT)
+                models.slow_down()
                 assert upload.result().picture.size == (300, 451)
         finally:
-            os.kill(fragile.triton_pid(), signal.SIGCONT)
+            models.slow_down()
     fragile.wait_for_workers()
 
 

@@ -1,4 +1,4 @@
-"""Serves one ONNX graph through Triton's Python backend and ONNX Runtime, one run for a whole dynamic batch.
+"""Serves one ONNX graph through Triton's Python backend and ONNX Runtime: images a batch at once, prompts in parts.
 
 Copied into every model of model_repository/cpu/ by `python -m export repository`; edit export/templates/model.py.
 numpy and onnxruntime must be importable by the Python that Triton's backend runs.
@@ -20,6 +20,7 @@ import onnxruntime as ort
 
 # At this many prompts a run, one costs a core the least: fewer share too little, what more compute leaves its caches.
 MAX_PROMPTS_PER_RUN = 8
+MAX_PROMPTS = 64  # at once, on however many cores, so that memory stays bounded
 # A prompt on a smaller grid of embeddings takes one core: two threads cost it half as much again and end no sooner.
 LARGE_GRID = 32
 
@@ -77,9 +78,9 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
-        self.by_prompt = {tensor["name"] for tensor in config["input"] if int(tensor["dims"][0]) < 0}
+        self.by_prompt = [tensor["name"] for tensor in config["input"] if int(tensor["dims"][0]) < 0]
         self.cores = cpu_limit()
-        self.pool = ThreadPoolExecutor(self.cores)
+        self.pool = ThreadPoolExecutor(min(self.cores, MAX_PROMPTS // MAX_PROMPTS_PER_RUN))
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         is_small = bool(self.by_prompt) and int(config["input"][0]["dims"][-1]) < LARGE_GRID
         self.on_all_cores: Any = None if is_small else session_on(path, self.cores)
@@ -124,7 +125,10 @@ class TritonPythonModel:
 
     def _run_prompts(self, stacked: dict[str, Any]) -> list[Any]:
         """Run all prompts of all images, in parts: one to a core at a time. Of a large graph, few take all cores."""
-        images, prompts = next(stacked[name] for name in self.by_prompt).shape[:2]
+        shapes = {stacked[name].shape[:2] for name in self.by_prompt}
+        if len(shapes) > 1:
+            raise ValueError(f"{', '.join(self.by_prompt)} are of different numbers of prompts")
+        images, prompts = shapes.pop()
         if self.on_all_cores and images * prompts < self.cores:
             return list(self.on_all_cores.run(self.outputs, stacked))
         at_once = min(MAX_PROMPTS_PER_RUN, math.ceil(images * prompts / self.cores))
