@@ -226,7 +226,11 @@ class TritonBackend:
         self, request: ModelInferRequest, timeout_s: float, priority: int = PRIORITY_FIRST
     ) -> ModelInferResponse:
         with _translated():
-            return await self._inferences.answer(request, timeout_s, priority)
+            answer = await self._inferences.answer(request, timeout_s, priority)
+        if {output.name for output in answer.outputs} != {output.name for output in request.outputs}:
+            # Seen of a Triton that was about to die; then nothing was written into shared memory either.
+            raise ModelUnavailableError("the model's answer is incomplete; come back in a moment")
+        return answer
 
     def _shared(self, embedding: Embedding) -> Location | None:
         return embedding.location if self._shared_memory else None

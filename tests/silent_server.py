@@ -1,4 +1,4 @@
-"""A gRPC server that takes every call and answers none: `python -m tests.silent_server` prints its port."""
+"""A gRPC server that takes every call and answers none, or with nothing: `python -m tests.silent_server [empty]`."""
 
 import asyncio
 import signal
@@ -11,21 +11,24 @@ import grpc
 
 
 class Silent(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Every method there is."""
+    """Every method there is. An `empty` message is the answer, or none ever comes."""
+
+    def __init__(self, *, empty: bool) -> None:
+        self._empty = empty
 
     def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        return grpc.unary_unary_rpc_method_handler(wait)
+        return grpc.unary_unary_rpc_method_handler(self._answer)
 
-
-async def wait(_: bytes, __: grpc.aio.ServicerContext) -> bytes:
-    await asyncio.Event().wait()
-    return b""
+    async def _answer(self, _: bytes, __: grpc.aio.ServicerContext) -> bytes:
+        if not self._empty:
+            await asyncio.Event().wait()
+        return b""
 
 
 async def main() -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    server = grpc.aio.server(handlers=[Silent()])
+    server = grpc.aio.server(handlers=[Silent(empty="empty" in sys.argv)])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(port, flush=True)  # noqa: T201
@@ -34,9 +37,9 @@ async def main() -> None:
 
 
 @contextmanager
-def silent_server() -> Iterator[str]:
+def silent_server(*arguments: str) -> Iterator[str]:
     """Run one for the block; give its address."""
-    with subprocess.Popen([sys.executable, "-m", __name__], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-m", __name__, *arguments], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
             yield f"127.0.0.1:{int(process.stdout.readline())}"
