@@ -20,7 +20,7 @@ import onnxruntime as ort
 
 # At this many prompts a run, one costs a core the least: fewer share too little, what more compute leaves its caches.
 MAX_PROMPTS_PER_RUN = 8
-MAX_PROMPTS = 64  # at once, on however many cores, so that memory stays bounded
+MAX_PROMPTS = 64  # at once on all cores together, so that memory stays bounded
 # A prompt on a smaller grid of embeddings takes one core: two threads cost it half as much again and end no sooner.
 LARGE_GRID = 32
 
@@ -79,8 +79,8 @@ class TritonPythonModel:
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
         self.by_prompt = [tensor["name"] for tensor in config["input"] if int(tensor["dims"][0]) < 0]
-        self.cores = cpu_limit()
-        self.pool = ThreadPoolExecutor(min(self.cores, MAX_PROMPTS // MAX_PROMPTS_PER_RUN))
+        self.cores = min(cpu_limit(), MAX_PROMPTS)
+        self.pool = ThreadPoolExecutor(self.cores)
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         is_small = bool(self.by_prompt) and int(config["input"][0]["dims"][-1]) < LARGE_GRID
         self.on_all_cores: Any = None if is_small else session_on(path, self.cores)
@@ -131,7 +131,7 @@ class TritonPythonModel:
         images, prompts = shapes.pop()
         if self.on_all_cores and images * prompts < self.cores:
             return list(self.on_all_cores.run(self.outputs, stacked))
-        at_once = min(MAX_PROMPTS_PER_RUN, math.ceil(images * prompts / self.cores))
+        at_once = min(MAX_PROMPTS_PER_RUN, MAX_PROMPTS // self.cores, math.ceil(images * prompts / self.cores))
         images_at_once, prompts_at_once = max(1, at_once // prompts), min(at_once, prompts)
         parts = [
             (slice(image, image + images_at_once), slice(prompt, prompt + prompts_at_once))

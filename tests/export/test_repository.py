@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -32,7 +31,7 @@ from service.tensors import (
     TOKEN_BUCKETS,
 )
 from tests.export.conftest import Pair
-from tests.running import START_S, free_ports, triton_alone
+from tests.running import triton_ready
 from tests.slow_models import replace
 
 GRAPHS = (ENCODER_MODEL, DECODER_MODEL, REFINER_MODEL)
@@ -115,24 +114,8 @@ def server() -> Iterator[triton.InferenceServerClient]:
 @contextmanager
 def served(repository: Path) -> Iterator[triton.InferenceServerClient]:
     """Run a Triton for the block, which gets a client of it."""
-    grpc_port, metrics_port = free_ports(2)
-    address = f"127.0.0.1:{grpc_port}"
-    with (
-        triton_alone(address, str(metrics_port), repository),
-        closing(triton.InferenceServerClient(address)) as client,
-    ):
-        deadline = time.monotonic() + START_S
-        while not ready(client):
-            assert time.monotonic() < deadline, "Triton did not become ready"
-            time.sleep(0.1)
+    with triton_ready(repository) as (address, _), closing(triton.InferenceServerClient(address)) as client:
         yield client
-
-
-def ready(client: triton.InferenceServerClient) -> bool:
-    try:
-        return bool(client.is_server_ready())
-    except triton.InferenceServerException:
-        return False
 
 
 def infer(server: triton.InferenceServerClient, spec: GraphSpec, feeds: Arrays) -> Arrays:
@@ -237,7 +220,7 @@ def test_a_lone_prompt_of_a_large_graph_is_for_the_session_on_all_cores(tiny: Pa
     repository = shutil.copytree(default_repository("cpu"), tmp_path / "repository")
     model = repository / DECODER_MODEL / "1" / "model.py"
     replace(model, "LARGE_GRID = 32\n", "LARGE_GRID = 1\n")  # sam-tiny's is one, then
-    replace(model, "self.cores = cpu_limit()\n", "self.cores = 2\n")
+    replace(model, "self.cores = min(cpu_limit(), MAX_PROMPTS)\n", "self.cores = 2\n")
     replace(model, "session_on(path, 1) if self.by_prompt else None", "None")  # the other one does not exist
     config = repository / DECODER_MODEL / "config.pbtxt"
     config.write_text(config.read_text().partition("model_warmup")[0])  # many prompts are for the other one
