@@ -14,23 +14,20 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import grpc
 import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
-from tritonclient.grpc.service_pb2 import ModelInferRequest, ServerReadyRequest
-from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from benchmarks.figures import Sheet, arguments, quantile
 from benchmarks.machine import cpu_s
 from service.tensors import DECODER_MODEL, EMBEDDING, LOW_RES_MASKS, POINT_COORDS, POINT_LABELS
 from service.triton_inference import Inferences, add_input, add_output
-from tests.running import ROOT, descendants_of, free_ports, triton_alone
+from tests.running import ROOT, descendants_of, triton_ready
 
 TABLE = "The bare decoder in Triton by callers"
 STALL_MS = 100.0  # no batch takes so long
 TIMEOUT_S = 30.0
-START_S = 120.0
 
 
 def with_one_instance(config: model_config_pb2.ModelConfig) -> None:
@@ -75,14 +72,13 @@ def main() -> None:
                     began_s = time.monotonic()
                     times_ms = sorted(asyncio.run(ask(address, callers, options.seconds)))
                     took_s = time.monotonic() - began_s
+                    late = sum(each > STALL_MS for each in times_ms)
                     figures = {
                         "prompts/s": len(times_ms) / took_s,
                         "p50 ms": quantile(times_ms, 0.5),
                         "p99 ms": quantile(times_ms, 0.99),
                         "longest ms": times_ms[-1],
-                        f"later than {STALL_MS:g} ms, per 1,000": 1000
-                        * sum(each > STALL_MS for each in times_ms)
-                        / len(times_ms),
+                        f"later than {STALL_MS:g} ms, per 1,000": 1000 * late / len(times_ms),
                         "Triton CPU us/prompt": 1e6 * (cpu_s(pids) - before_s) / len(times_ms),
                     }
                     sheet.add(TABLE, name, figures, at=callers)
@@ -92,32 +88,14 @@ def main() -> None:
 @contextmanager
 def serving(change: Callable[[model_config_pb2.ModelConfig], None]) -> Iterator[tuple[str, list[int]]]:
     """Run a Triton that serves the changed decoder; yield its address, and the pids of its processes."""
-    grpc_port, metrics_port = free_ports(2)
-    address = f"127.0.0.1:{grpc_port}"
     with tempfile.TemporaryDirectory() as folder:
         repository = shutil.copytree(ROOT / "model_repository" / "cpu", Path(folder) / "cpu")
         file = repository / DECODER_MODEL / "config.pbtxt"
         config = text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
         change(config)
         file.write_text(text_format.MessageToString(config))
-        with triton_alone(address, str(metrics_port), repository) as pid:
-            wait_until_ready(address)
+        with triton_ready(repository) as (address, pid):
             yield address, descendants_of(pid)
-
-
-def wait_until_ready(address: str) -> None:
-    """Return when the server there has loaded its models."""
-    deadline_s = time.monotonic() + START_S
-    with grpc.insecure_channel(address) as channel:
-        stub = GRPCInferenceServiceStub(channel)
-        while time.monotonic() < deadline_s:
-            try:
-                if stub.ServerReady(ServerReadyRequest(), timeout=1.0).ready:
-                    return
-            except grpc.RpcError:
-                pass
-            time.sleep(0.2)
-    raise RuntimeError(f"the Triton at {address} is not ready after {START_S:g} s")
 
 
 async def ask(address: str, callers: int, seconds: float) -> list[float]:

@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import httpx
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from service.cache.files import discard_arenas
 from service.settings import default_workers
@@ -271,6 +273,27 @@ def triton_alone(
     finally:
         process.terminate()
         assert process.wait(60) == 0
+
+
+@contextmanager
+def triton_ready(repository: Path) -> Iterator[tuple[str, int]]:
+    """Run a Triton as `triton_alone` does, from when it is ready on; the block gets its address, too."""
+    grpc_port, metrics_port = free_ports(2)
+    address = f"127.0.0.1:{grpc_port}"
+    with triton_alone(address, str(metrics_port), repository) as pid:
+        with closing(InferenceServerClient(address)) as client:
+            deadline = time.monotonic() + START_S
+            while not _is_ready(client):
+                assert time.monotonic() < deadline, "Triton did not become ready"
+                time.sleep(0.1)
+        yield address, pid
+
+
+def _is_ready(client: InferenceServerClient) -> bool:
+    try:
+        return bool(client.is_server_ready())
+    except InferenceServerException:
+        return False
 
 
 def samples(url: str) -> dict[str, float]:

@@ -161,7 +161,7 @@ def suffer(service: RunningService, inject: Callable[[int], None]) -> tuple[floa
         time.sleep(0.3)
         began_s = time.monotonic()
         inject(old)
-        until(lambda: any(code == 503 for _, code in watch.readiness), 90)
+        until(lambda: any(code == 503 for _, code in watch.readiness), 30)
         refused = httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK, timeout=30)
         until(lambda: watch.triton_up_s and watch.ready_again_s(), 90)
     again_s = watch.ready_again_s()
@@ -227,7 +227,7 @@ def test_a_triton_of_its_own_that_is_dead_or_frozen_is_noticed_and_taken_up_agai
                 with suppress(httpx.ReadTimeout):
                     httpx.put(f"{service.url}/v1/images/other", content=cat + b"0", timeout=1)
                 began_s = time.monotonic()
-            until(lambda: any(code == 503 for _, code in watch.readiness), 90)
+            until(lambda: any(code == 503 for _, code in watch.readiness), 30)
         unready_s = watch.unready_s() - began_s
         assert httpx.get(f"{service.url}/v1/images/cat").status_code == 200
         if fault == "Triton frozen":

@@ -20,7 +20,7 @@ from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from tests.conformance.callers import Caller, Failure, GrpcCaller, RestCaller
 from tests.redis_server import RedisServer
 from tests.running import RunningService, free_settings, samples, triton_alone
-from tests.slow_models import SlowModels, slow_models
+from tests.slow_models import SlowModels
 
 CLICK = {"prompts": [{"points": [[100, 100, 1]]}]}
 
@@ -45,11 +45,6 @@ def callers_of(service: RunningService, api_key: str = "") -> Iterator[list[Call
     finally:
         for caller in callers:
             caller.close()
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> SlowModels:
-    return slow_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -26,14 +26,9 @@ from service.client import (
     UnreachableError,
 )
 from tests.running import RunningService, free_settings
-from tests.slow_models import SlowModels, slow_models
+from tests.slow_models import SlowModels
 
 CLICK = (150, 120)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> SlowModels:
-    return slow_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
