@@ -1,10 +1,10 @@
 """How many requests may be at work: as many as the model server needs to fill its batches, and no more.
 
-What waits inside the model server waits in the order of arrival, whoever sent it and however light it is, and can no
-longer be refused. So the waiting shall be done here, and only the next batch wait there. Raw latency cannot tell: it
-rises with the size of the batches, on purpose. Time in the server's queue can, measured in its own compute times: at a
-queue of one compute time each request finds one batch ahead of it in every instance, which fills the next one without
-idling. Beyond that, more concurrency buys nothing but waiting.
+What waits inside the model server waits there however light it is, in the order of arrival but for two priorities, and
+can no longer be refused. So the waiting shall be done here, and only the next batch wait there. Raw latency cannot
+tell: it rises with the size of the batches, on purpose. Time in the server's queue can, measured in its own compute
+times: at a queue of one compute time each request finds one batch ahead of it in every instance, which fills the next
+one without idling. Beyond that, more concurrency buys nothing but waiting.
 
 By Little's law the time in the server grows in proportion to what is in it: from one measurement follows the limit that
 would have kept the queue at the target, and that is where it goes, by half at most; up it goes by one at a time. All
