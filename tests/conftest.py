@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +15,9 @@ from tests.running import RunningService
 
 settings.register_profile("any machine", deadline=None)  # tests never assert speed
 settings.load_profile("any machine")
+
+# A shell without job control starts what it puts in the background with Ctrl-C ignored, and processes of tests inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
