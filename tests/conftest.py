@@ -16,7 +16,7 @@ from tests.running import RunningService
 settings.register_profile("any machine", deadline=None)  # tests never assert speed
 settings.load_profile("any machine")
 
-# A shell without job control starts what it puts in the background with Ctrl-C ignored, and processes of tests inherit that.
+# A shell without job control starts its background with Ctrl-C ignored, and the processes of tests inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
