@@ -83,10 +83,13 @@ class Images:
             check_match(None if found is None else found[0], if_match)
         return wanted
 
-    async def get_or_encode(self, wanted: Wanted, data: bytes, box: Box | None = None) -> Found:
+    async def get_or_encode(
+        self, wanted: Wanted, data: bytes, box: Box | None = None, *, to_keep: bool = False
+    ) -> Found:
         """Return the image, or what the `box` holds of it, if it is cached, else encode and cache it.
 
         Raises:
+            OverloadedError: the cache has no room, and the embedding was `to_keep`.
             SegmentError: those of the decoder, or of an encode.
         """
         side = self._health.model.geometry.input_size
@@ -101,7 +104,7 @@ class Images:
 
             return Prepared(image.size, image.placed.valid_size, encode)
 
-        return await self._cache.get_or_encode(wanted, prepare)
+        return await self._cache.get_or_encode(wanted, prepare, to_keep=to_keep)
 
     async def crop(self, tenant: str, whole: CachedImage, crop: Crop, data: bytes | None) -> Found:
         """Return a crop of an image, encoded if need be from the whole image's bytes.

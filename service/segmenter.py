@@ -24,7 +24,7 @@ from service.answers import (
 )
 from service.backend import Backend, DecoderOutput
 from service.cache.contract import CachedImage, CacheLevel, Wanted
-from service.cache.embeddings import EmbeddingCache
+from service.cache.embeddings import EmbeddingCache, no_room
 from service.canaries import Canaries
 from service.errors import ImageNotCachedError, OverloadedError, SegmentError
 from service.everything import Crop, check_parameters
@@ -134,9 +134,9 @@ class Segmenter:
             read_header(data, self.limits)
             wanted = await self._images.wanted(ref, data, if_match)
             created = not self._cache.has(wanted.key)
-            image, level = await self._get_or_encode(wanted, data, watch)
+            image, level = await self._get_or_encode(wanted, data, watch, to_keep=True)
             if image.place is None:
-                raise OverloadedError("the cache has no room for another image at present; come back in a moment")
+                raise no_room()
             return EmbedResult(self._images.record(image), created, level, self._done(watch, level, 0))
 
     async def segment(self, ref: ImageRef, request: SegmentRequest, deadline_s: float | None = None) -> SegmentResult:
@@ -220,8 +220,8 @@ class Segmenter:
                     return await self._generate(ref.tenant, found, request, data, watch, on_progress)
         raise OverloadedError("the cache cannot keep the image for as long as an answer takes; come back in a moment")
 
-    async def _get_or_encode(self, wanted: Wanted, data: bytes, watch: Stopwatch) -> Found:
-        found = await self._images.get_or_encode(wanted, data)
+    async def _get_or_encode(self, wanted: Wanted, data: bytes, watch: Stopwatch, *, to_keep: bool = False) -> Found:
+        found = await self._images.get_or_encode(wanted, data, to_keep=to_keep)
         watch.lap("encode")
         return found
 

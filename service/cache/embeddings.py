@@ -154,24 +154,30 @@ class EmbeddingCache:
         return await self._flights.share((wanted.key, None), lambda: self._fetch(shelf, wanted), _not_counted)
 
     async def get_or_encode(
-        self, wanted: Wanted, prepare: Callable[[], Awaitable[Prepared]]
+        self, wanted: Wanted, prepare: Callable[[], Awaitable[Prepared]], *, to_keep: bool = False
     ) -> tuple[CachedImage, CacheLevel]:
         """Return the image of `wanted.key` if its bytes have `wanted.digest`, else encode and keep it.
 
-        Concurrent calls for the same key and digest share one encode. Another digest replaces what is there.
+        Concurrent calls for the same key and digest share one encode. Another digest replaces what is there. An image
+        that finds no room is encoded all the same, for this call alone, unless that is of no use (`to_keep`).
+
+        Raises:
+            OverloadedError: there is no room, and it was `to_keep`.
         """
         shelf = self._shelf
         image = shelf.look_up(wanted)
         if image is not None:
             return image, CacheLevel.MEMORY
-        name = (wanted.key, wanted.digest)
-        found = await self._flights.share(name, lambda: self._encode(shelf, wanted, prepare), self._observer.joined)
+        name = (wanted.key, wanted.digest, to_keep)
+        found = await self._flights.share(
+            name, lambda: self._encode(shelf, wanted, prepare, to_keep=to_keep), self._observer.joined
+        )
         if found is None:
             raise AssertionError("an encode answers or raises. This is a bug.")
         return found
 
     async def _encode(
-        self, shelf: Shelf, wanted: Wanted, prepare: Callable[[], Awaitable[Prepared]]
+        self, shelf: Shelf, wanted: Wanted, prepare: Callable[[], Awaitable[Prepared]], *, to_keep: bool
     ) -> tuple[CachedImage, CacheLevel]:
         """Encode, unless the second level has it or another worker is at it: then wait for that one."""
         fetched = await self._fetch(shelf, wanted)
@@ -195,6 +201,8 @@ class EmbeddingCache:
             if claim is not None:
                 return await self._encode_into(shelf, wanted, prepared, claim), CacheLevel.MISS
             if not shelf.is_claimed(wanted) and shelf.look_up(wanted) is None:
+                if to_keep:
+                    raise no_room()
                 return await self._encode_privately(shelf, wanted, prepared), CacheLevel.MISS
 
     async def _encode_privately(self, shelf: Shelf, wanted: Wanted, prepared: Prepared) -> CachedImage:
@@ -258,6 +266,11 @@ class EmbeddingCache:
         if claim is None:
             return shelf.private_image(header, destination), CacheLevel.REDIS
         return shelf.publish(claim, wanted.tenant, replace(header, generation=claim.generation)), CacheLevel.REDIS
+
+
+def no_room() -> OverloadedError:
+    """Return the error for an image that was to be kept."""
+    return OverloadedError("the cache has no room for another image at present; come back in a moment")
 
 
 def _not_counted() -> None:

@@ -189,15 +189,15 @@ class Index:
         return (row[0], row[1], (reason, now_s - row[2])) if row else None
 
     def _holdings(self, tenant: str, now_s: float) -> int:
-        """Return how many slots a tenant has, ready or claimed."""
-        (ready,) = self._database.execute(
-            "SELECT count(*) FROM slots WHERE key IS NOT NULL AND tenant = ?", (tenant,)
+        """Return how many slots a tenant has, ready or claimed; claims that were given up count while they rest.
+
+        What rests for a lease only, after it was deleted or replaced, does not.
+        """
+        (held,) = self._database.execute(
+            "SELECT count(*) FROM slots WHERE tenant = ? AND (key IS NOT NULL OR reusable_s > ?)",
+            (tenant, now_s + self._limits.lease_s),
         ).fetchone()
-        (claimed,) = self._database.execute(
-            "SELECT count(*) FROM claims JOIN slots USING (slot) WHERE slots.tenant = ? AND until_s > ?",
-            (tenant, now_s),
-        ).fetchone()
-        return int(ready) + int(claimed)
+        return int(held)
 
     def renew(self, claims: Sequence[Claim], until_s: float) -> list[Claim]:
         """Hold on to claims until then, and return those that were still held."""

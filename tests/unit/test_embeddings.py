@@ -226,6 +226,18 @@ def test_when_every_slot_is_in_use_requests_are_answered_but_not_kept() -> None:
     run(scenario, Limits(claim_s=60, lease_s=60), max_bytes=SMALL_BYTES)
 
 
+def test_what_is_of_no_use_unless_it_is_kept_is_not_encoded_where_there_is_no_room() -> None:
+    async def scenario(workers: Workers) -> None:
+        cache = workers.caches[0]
+        for n in range(4):
+            await cache.get_or_encode(wanted(str(n)), workers.encoder.image(n), to_keep=True)
+        with pytest.raises(OverloadedError):
+            await cache.get_or_encode(wanted("4"), workers.encoder.image(4), to_keep=True)
+        assert workers.encoder.encodes == 4
+
+    run(scenario, Limits(claim_s=60, lease_s=60), max_bytes=SMALL_BYTES)
+
+
 @pytest.mark.parametrize("when", ["before", "during"])
 def test_a_deleted_image_stays_deleted(when: str) -> None:
     async def scenario(workers: Workers) -> None:

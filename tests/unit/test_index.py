@@ -159,6 +159,25 @@ def test_claims_under_way_count_towards_the_quota(open_index: Open) -> None:
     assert index.claim(key("theirs"), "d", "other") is not None
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_claims_that_were_given_up_count_towards_the_quota_while_they_rest(open_index: Open, *, written: bool) -> None:
+    index = open_index(Limits(claim_s=60, lease_s=0, tenant_share=0.5))
+    for name in "abc":
+        claim = index.claim(key(name), "d", "t")
+        if claim is not None:
+            index.abandon(claim, written=written)
+    assert (index.claim(key("d"), "d", "t") is None) == written
+    assert index.claim(key("theirs"), "d", "other") is not None
+
+
+def test_what_a_tenant_deleted_does_not_count_towards_its_quota(open_index: Open) -> None:
+    index = open_index(Limits(claim_s=60, lease_s=30, tenant_share=0.5))
+    for name in "ab":
+        put(index, name)
+        index.delete(key(name))
+    assert index.claim(key("c"), "d", "t") is not None
+
+
 def test_expired_entries_are_no_way_around_the_quota(open_index: Open) -> None:
     index = open_index(Limits(claim_s=60, lease_s=0, ttl_s=0.1, tenant_share=0.5))
     for name in "ab":
