@@ -29,6 +29,7 @@ Answer = TypeVar("Answer")
 
 CANARY = Prompt((Point(1, 1),))
 LOOK_EVERY_S = 0.25
+ENCODER_WAIT_S = 1.0  # for its canary, before the decoder gets another: an image may take many seconds
 # How long a living server may take for what needs no model. In ticks of our own: when this process is kept waiting, by
 # a busy machine or by itself, that is not the server's silence.
 TELL_TICKS, TICK_S = 10, 0.1
@@ -72,6 +73,7 @@ class ModelHealth:
         self._encoder_asked_s = 0.0
         self._is_owed = False
         self._encode_s = math.inf  # what a canary takes there, at best
+        self._encoder_canary: asyncio.Task[SegmentError | None] | None = None
         self._cache = cache
         self._model: Model | None = None
         self._region: Region | None = None
@@ -97,7 +99,8 @@ class ModelHealth:
     async def probe(self, timeout_s: float) -> None:
         """Run a canary through the decoder; through the encoder too if it failed, was changed or has long been idle.
 
-        Each model gets its own verdict: while only the encoder is dead, cached images can still be prompted.
+        Each model gets its own verdict: while only the encoder is dead, cached images can still be prompted. A canary
+        that the encoder takes long for is waited for by further probes.
 
         Args:
             timeout_s: How long a model may take to answer anybody.
@@ -111,10 +114,14 @@ class ModelHealth:
         except SegmentError:
             self._open_both()
             raise
-        failure: SegmentError | None = None
-        if self._encoder_is_due():
-            failure = await self._ask(self.encoder, ENCODER_MODEL, lambda: self._encode(model, timeout_s), timeout_s)
-        failure = await self._ask(self.decoder, DECODER_MODEL, lambda: self._decode(timeout_s), timeout_s) or failure
+        if self._encoder_canary is None and self._encoder_is_due():
+            self._encoder_canary = asyncio.create_task(
+                self._ask(self.encoder, ENCODER_MODEL, lambda: self._encode(model, timeout_s), timeout_s)
+            )
+        failure = await self._ask(self.decoder, DECODER_MODEL, lambda: self._decode(timeout_s), timeout_s)
+        if self._encoder_canary is not None and (await asyncio.wait([self._encoder_canary], timeout=ENCODER_WAIT_S))[0]:
+            canary, self._encoder_canary = self._encoder_canary, None
+            failure = canary.result() or failure
         if self.decoder.is_closed:
             self._model = model
         if failure is not None:
@@ -134,6 +141,9 @@ class ModelHealth:
         return model
 
     def _open_both(self) -> None:
+        if self._encoder_canary is not None:
+            self._encoder_canary.cancel()
+            self._encoder_canary = None
         self.encoder.open()
         self.decoder.open()
 

@@ -14,6 +14,7 @@ from service.canaries import Canaries, shared_canaries
 from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError, SegmentError
 from service.prompt import PromptBatch
 from service.tensors import ENCODER_MODEL
+from tests.fakes import fake_model
 from tests.unit.test_segmenter import CLICK, OTHER, PHOTO, A, Core, run
 
 B = ImageRef("tenant", "b")
@@ -347,4 +348,34 @@ def test_an_upload_that_was_given_up_is_a_reason_to_ask_the_encoder(monkeypatch:
 
     monkeypatch.setattr(model_health, "LEAST_IDLE_S", 0.01)
     monkeypatch.setattr(model_health, "IDLE_PER_CANARY", 1e9)
+    run(scenario)
+
+
+def test_while_the_encoder_takes_long_the_decoder_is_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(core: Core) -> None:
+        core.segmenter._health.encoder.failed()
+        core.backend.gate.clear()
+        for _ in range(3):
+            await core.segmenter.probe(60.0)
+        assert (core.backend.encodes, core.backend.decodes) == (1, 3)
+        core.backend.gate.set()
+        await core.segmenter.probe(60.0)
+        assert core.backend.encodes == 1
+        assert core.segmenter.ready
+
+    monkeypatch.setattr(model_health, "ENCODER_WAIT_S", 0.05)
+    run(scenario)
+
+
+def test_a_canary_of_the_last_model_says_nothing_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(core: Core) -> None:
+        core.segmenter._health.encoder.failed()
+        core.backend.gate.clear()
+        await core.segmenter.probe(60.0)
+        core.backend.model = fake_model("sha256:1")
+        await core.segmenter.probe(60.0)
+        assert (core.backend.encodes, core.backend.cancelled) == (2, 1)
+        assert not core.segmenter.ready
+
+    monkeypatch.setattr(model_health, "ENCODER_WAIT_S", 0.05)
     run(scenario)
