@@ -21,6 +21,7 @@ JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; the three are tables and a reserve
 JPEG_ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # markers without a length
 JPEG_SCAN, JPEG_FILL = 0xDA, 0xFF
+MAX_SEARCH_BYTES = 4 * 1024 * 1024  # for a JPEG's end: 3 ms where it is missing; the decoder misses it, too
 JPEG_SCAN_START = re.compile(b"\xff\xda")  # twice as fast over a long file as looking for the two bytes
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_CHUNK_BYTES = 12  # length, kind and checksum around a chunk's data
@@ -73,7 +74,10 @@ def has_too_many_scans(data: bytes | mmap) -> bool:
 
 
 def _size_of_jpeg(data: bytes) -> tuple[int, int, bool]:
-    """Return width, height and whether an end marker follows, from the first frame header (ITU T.81, annex B)."""
+    """Return width, height and whether it seems to have an end, from the first frame header (ITU T.81, annex B).
+
+    The end is looked for in files of up to 4 MiB: that takes time in the worker.
+    """
     at, size = 2, None
     for _ in range(MAX_SEGMENTS):
         at = data.find(JPEG_FILL, at)  # decoders overlook what lies between segments
@@ -93,7 +97,7 @@ def _size_of_jpeg(data: bytes) -> tuple[int, int, bool]:
     if size is None:
         raise damaged()
     height, width = size
-    return width, height, data.rfind(JPEG_END, at) > 0
+    return width, height, len(data) - at > MAX_SEARCH_BYTES or data.rfind(JPEG_END, at) > 0
 
 
 def _size_of_png(data: bytes) -> tuple[int, int, bool]:

@@ -127,6 +127,7 @@ def refused_in_a_process() -> dict[str, bytes]:
     many = [png_chunk(b"zTXt", b"text%d\0\0" % number + full) for number in range(64)]
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     photo = saved(Image.fromarray(noise), "JPEG")
+    long_photo = saved(Image.fromarray(np.tile(noise, (40, 40, 1))), "JPEG", quality=95)
     return {
         "zTXt bomb": small_png(huge),
         "64 zTXt bombs": small_png(*many),
@@ -136,6 +137,7 @@ def refused_in_a_process() -> dict[str, bytes]:
         "a PNG with too few pixels": png(1000, 1000, zlib.compress(bytes(1000))),
         "a WebP whose canvas is larger than its picture": webp(4000, 4000),
         "a scan that comes 20,000 times, JPEG": runaway_jpeg(2000, 20_000),
+        "a long JPEG that is cut off": long_photo[: len(long_photo) * 3 // 4],
         "two frame headers, JPEG": photo.replace(b"\xff\xc0", b"\xff\xc0\0\x0b\x08\0\x10\0\x10\1\1\x11\0\xff\xc0", 1),
     }
 
