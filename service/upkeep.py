@@ -28,7 +28,7 @@ async def keep_probing(segmenter: Segmenter, rpc: RpcServer, metrics: Metrics, r
             await segmenter.probe(PROBE_TIMEOUT_S)
         except SegmentError as error:
             if was_ready:
-                log.warning("model.unready %s cause=%s", error.message, error.__cause__)
+                log.warning("model.unready %s", error.message, extra={"fields": {"cause": str(error.__cause__)}})
             elif error.message != told:
                 log.info("model.awaited %s", error.message)
             told = error.message

@@ -14,6 +14,7 @@ from service.rest.schemas import Problem
 from service.status import INTERNAL, STATUS, message_of, retry_after_s_of, status_of
 
 MEDIA_TYPE = "application/problem+json"
+MAX_NAME_CHARACTERS = 64
 
 # What every route may answer, for OpenAPI: HTTP status -> reasons.
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -49,11 +50,10 @@ def problem(
 def problem_from_validation(errors: Iterable[Any]) -> InvalidPromptError:
     """Return our error for the first of pydantic's; the field is written like `prompts[0].box[2]`."""
     first = next(iter(errors))
-    field = ""
-    for part in first["loc"]:
-        if part in ("body", "query", "path", "header") and not field:
-            continue
-        field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
+    if first["type"] == "extra_forbidden":  # its name is the caller's word: of any length, and not for the log
+        name = str(first["loc"][-1])[:MAX_NAME_CHARACTERS]
+        return InvalidPromptError(f"{name}: there is no such field", field=_field_of(first["loc"][:-1]) or "body")
+    field = _field_of(first["loc"])
     if first["type"] == "json_invalid":
         return InvalidPromptError("the body is not valid JSON", field="body")
     if field.endswith("format"):
@@ -61,6 +61,15 @@ def problem_from_validation(errors: Iterable[Any]) -> InvalidPromptError:
     if not field:
         return not_an_object()
     return InvalidPromptError(f"{field}: {first['msg']}", field=field)
+
+
+def _field_of(place: Iterable[int | str]) -> str:
+    field = ""
+    for part in place:
+        if part in ("body", "query", "path", "header") and not field:
+            continue
+        field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
+    return field
 
 
 def not_an_object() -> InvalidPromptError:
