@@ -13,6 +13,7 @@ import socket
 import sys
 import sysconfig
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from service.errors import StartError
@@ -93,6 +94,10 @@ class TritonProcess:
         installation = find_installation()
         if not (self._repository / "sam_encoder").is_dir():
             raise StartError(f"{self._repository} is no model repository; set SAM_MODEL_REPOSITORY")
+        if not _is_loopback(self._host):
+            raise StartError(
+                f"embedded mode's Triton listens on loopback only, not on {self._host}: set SAM_TRITON_URL"
+            )
         for port, setting in ((self._port, "SAM_TRITON_URL"), (self._metrics_port, "SAM_TRITON_METRICS_PORT")):
             _check_free(self._host, port, setting)
         arguments = self._options(self._laid_out(installation)).arguments(await _known_flags(installation))
@@ -195,6 +200,13 @@ async def _next_line(lines: asyncio.StreamReader) -> bytes:
         return await lines.readline()
     except ValueError:  # longer than MAX_LINE_BYTES; what of it was read is dropped
         return b"(a line too long to show)\n"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(socket.gethostbyname(host)).is_loopback
+    except OSError:
+        return False
 
 
 def _check_free(host: str, port: int, setting: str) -> None:

@@ -55,6 +55,7 @@ def test_a_taken_port_gives_a_sentence_that_names_the_setting(setting: str) -> N
     [
         ({"SAM_HTTP_PORT": "many"}, "SAM_HTTP_PORT"),
         ({"SAM_MODEL_REPOSITORY": "nowhere"}, "set SAM_MODEL_REPOSITORY"),
+        ({"SAM_TRITON_URL": "0.0.0.0:8001"}, "listens on loopback only"),
     ],
 )
 def test_a_bad_setting_gives_a_sentence(settings: dict[str, str], says: str) -> None:
