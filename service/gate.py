@@ -48,6 +48,16 @@ class Gate:
         if self._rates is not None:
             self._rates.take(tenant)
 
+    def check_room(self, lane: Lane, tenant: str) -> None:
+        """Refuse now what would be refused anyway: for requests whose body has not been read yet.
+
+        Raises:
+            RateLimitedError, OverloadedError: as `passed`.
+        """
+        if self._rates is not None:
+            self._rates.check(tenant)
+        self.permits.check_room(lane, tenant)
+
     @asynccontextmanager
     async def passed(self, lane: Lane, tenant: str, deadline_s: float | None) -> AsyncIterator[Stopwatch]:
         """Hold a permit for the block, which ends at the deadline.
@@ -58,15 +68,24 @@ class Gate:
         """
         self.check_open()
         self.count(tenant)
-        watch = Stopwatch(min(deadline_s or self._max_deadline_s, self._max_deadline_s))
-        try:
-            async with (
-                asyncio.timeout(watch.deadline_s),
-                self.permits.hold(lane, tenant, watch.deadline_s) as permit,
-            ):
+        async with self.within(deadline_s) as allowed_s:
+            watch = Stopwatch(allowed_s)
+            async with self.permits.hold(lane, tenant, allowed_s) as permit:
                 watch.lap("queue")
                 if permit.others_go_first:
                     let_others_go_first()
                 yield watch
+
+    @asynccontextmanager
+    async def within(self, deadline_s: float | None) -> AsyncIterator[float]:
+        """Yield the seconds that the block is allowed: `deadline_s`, but no more than the server's own.
+
+        Raises:
+            DeadlineExceededError: it took longer.
+        """
+        allowed_s = self._max_deadline_s if deadline_s is None else min(deadline_s, self._max_deadline_s)
+        try:
+            async with asyncio.timeout(allowed_s):
+                yield allowed_s
         except TimeoutError as error:
-            raise DeadlineExceededError(f"no answer within the deadline of {watch.deadline_s:g} s") from error
+            raise DeadlineExceededError(f"no answer within the deadline of {allowed_s:g} s") from error

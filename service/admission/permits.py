@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
@@ -50,6 +51,7 @@ class Permits:
         self._max_wait_s = max_wait_s
         self._max_bytes = max_bytes
         self._held_bytes = 0
+        self._bytes_of: Counter[str] = Counter()  # of each tenant
         self._active_tenants = active_tenants
         self._observer = observer or Unobserved()
         self._clock = clock
@@ -88,30 +90,42 @@ class Permits:
             )
 
     @contextmanager
-    def body(self) -> Iterator[Callable[[int], None]]:
-        """Yield a function to be told how many bytes of its body a request holds, as they become more.
+    def body(self) -> Iterator[Callable[[int, str], None]]:
+        """Yield a function to be told how many bytes of its body a tenant's request holds, as they become more.
+
+        Large bodies of one tenant have no more than its share of the room, as long as others ask, too.
 
         It raises:
             OverloadedError: there is no room for so many at present. A lone request always has room.
         """
-        held = 0
+        held, whose = 0, ""
 
-        def grow_to(nbytes: int) -> None:
-            nonlocal held
+        def grow_to(nbytes: int, tenant: str) -> None:
+            nonlocal held, whose
             more = nbytes - held
             if more <= 0:
                 return
-            max_bytes = self._max_bytes if nbytes <= SMALL_BODY_BYTES else self._max_bytes * LARGE_BODIES_PART
-            if self._held_bytes > held and self._held_bytes + more > max_bytes:
+            room = share = self._max_bytes
+            if nbytes > SMALL_BODY_BYTES:
+                room *= LARGE_BODIES_PART
+                share = room / self._active_tenants()
+            of_tenant = self._bytes_of[tenant]
+            if (self._held_bytes > held and self._held_bytes + more > room) or (
+                of_tenant > held and of_tenant + more > share
+            ):
                 self._observer.refused(Refusal.BYTES)
                 raise OverloadedError("too many uploads are under way; come back in a moment")
-            held = nbytes
+            held, whose = nbytes, tenant
             self._held_bytes += more
+            self._bytes_of[tenant] += more
 
         try:
             yield grow_to
         finally:
             self._held_bytes -= held
+            self._bytes_of[whose] -= held
+            if not self._bytes_of[whose]:
+                del self._bytes_of[whose]
 
     def adapt(self, spent: Mapping[Lane, Spent]) -> None:
         """Take what the model server says of its queues, to let in more or fewer at once."""

@@ -82,12 +82,20 @@ class Rates:
         """Count one request of `tenant`.
 
         Raises:
+            RateLimitedError: as `check`.
+        """
+        full_s = self.check(tenant)
+        if self._interval_s:
+            self._full_s[self._bucket_of[tenant]] = full_s + self._interval_s
+
+    def check(self, tenant: str) -> float:
+        """Return when the bucket of `tenant`, who is here, is full, if one more request would be taken now.
+
+        Raises:
             RateLimitedError: it makes too many; says when the next one would be taken.
         """
         bucket, now_s = self._bucket_of[tenant], self._clock()
         self._seen_s[bucket] = now_s
-        if not self._interval_s:
-            return
         full_s = max(self._full_s[bucket], now_s)
         early_s = full_s - now_s - self._tolerance_s
         if early_s > ROUNDING_S:
@@ -96,4 +104,4 @@ class Rates:
                 f"more than {1 / self._interval_s:g} requests per second; the next one is taken in {early_s:.3f} s",
                 retry_after_s=early_s,
             )
-        self._full_s[bucket] = full_s + self._interval_s
+        return full_s

@@ -89,7 +89,7 @@ class RequestObserver:
 
         async def bounded_receive() -> Message:
             nonlocal received, commas
-            grow_body_to(announced)
+            grow_body_to(announced, call.tenant)
             message = await receive()
             received += len(message.get("body", b""))
             if as_json:
@@ -97,7 +97,7 @@ class RequestObserver:
                 check_json(received, commas)
             elif received > max_bytes:
                 raise too_many_bytes(self._max_image_bytes)
-            grow_body_to(received)
+            grow_body_to(received, call.tenant)
             return message
 
         async def noting_send(message: Message) -> None:

@@ -1,13 +1,12 @@
-"""What requests say besides their body: image, deadline, condition, form of the answer; and the core that answers."""
+"""What requests say besides their body: image, condition, form of the answer; and the core that answers."""
 
-import math
 import re
 from typing import Annotated
 
 from fastapi import Depends, Header, Path, Request
 
 from service.answers import ANY_DIGEST, IfMatch, ImageRef
-from service.errors import InvalidImageIdError, InvalidPromptError
+from service.errors import InvalidImageIdError
 from service.rest.masks import png_wanted
 from service.rest.tenants import Tenant
 from service.segmenter import Segmenter
@@ -48,24 +47,6 @@ async def upload_ref_of(
     return ImageRef(tenant, x_image_id)
 
 
-async def deadline_of(
-    x_request_timeout: Annotated[
-        str | None,
-        Header(
-            description="Seconds this request may take, above 0; capped by the server's own deadline.", examples=["10"]
-        ),
-    ] = None,
-) -> float | None:
-    """Return the caller's deadline in seconds, or None."""
-    try:
-        deadline_s = None if x_request_timeout is None else float(x_request_timeout)
-    except ValueError:
-        deadline_s = math.nan
-    if deadline_s is not None and not (math.isfinite(deadline_s) and deadline_s > 0):
-        raise InvalidPromptError("x-request-timeout must be a number of seconds above 0", field="x-request-timeout")
-    return deadline_s
-
-
 async def if_match_of(
     if_match: Annotated[
         list[str] | None,
@@ -83,6 +64,5 @@ async def if_match_of(
 
 Core = Annotated[Segmenter, Depends(segmenter_of)]
 Ref = Annotated[ImageRef, Depends(image_ref_of)]
-Deadline = Annotated[float | None, Depends(deadline_of)]
 Condition = Annotated[IfMatch, Depends(if_match_of)]
 AsPng = Annotated[bool, Depends(png_wanted)]

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from service.admission.contract import Lane
 from service.call import current_tenant
+from service.rest import deadline
 from service.rest.json_body import JSON, is_json
 from service.rest.masks import png_wanted
-from service.rest.parameters import deadline_of, if_match_of, image_ref_of, segmenter_of
+from service.rest.parameters import if_match_of, image_ref_of, segmenter_of
 from service.rest.problems import not_an_object, problem_from_validation
 from service.rest.schemas import SegmentAnswer, SegmentBody
 from service.rest.tenants import TenantRoute
@@ -41,11 +42,11 @@ async def _parameters_of(request: Request) -> dict[str, Any]:
     parameters = {
         "core": core,
         "ref": await image_ref_of(tenant, request.path_params["image_id"], headers.get("x-image-id")),
-        "deadline_s": await deadline_of(headers.get("x-request-timeout")),
+        "deadline_s": await deadline.deadline_of(headers.get(deadline.HEADER)),
         "if_match": await if_match_of(headers.getlist("if-match") or None),
         "as_png": await png_wanted(headers.get("accept")),
     }
-    core.gate.permits.check_room(Lane.PROMPT, tenant)
+    core.gate.check_room(Lane.PROMPT, tenant)
     return {**parameters, "body": await _body_of(request)}
 
 

@@ -12,9 +12,10 @@ from service.admission.contract import Lane
 from service.answers import ImageRef, Progress
 from service.image import too_many_bytes
 from service.rest import schemas
+from service.rest.deadline import Deadline
 from service.rest.everything import EVERYTHING_EXAMPLE, EverythingAnswer, EverythingBody, answer_from_everything
 from service.rest.masks import PNG_ANSWER, answer_from_result, request_from_body
-from service.rest.parameters import AsPng, Condition, Core, Deadline, Ref, upload_ref_of
+from service.rest.parameters import AsPng, Condition, Core, Ref, upload_ref_of
 from service.rest.problems import PROBLEMS, problem_from_validation
 from service.rest.prompt_route import PromptRoute
 from service.rest.tenants import Tenant, TenantRoute
@@ -197,7 +198,7 @@ def _while_connected(request: Request) -> Callable[[Progress], Awaitable[None]]:
 async def _body(request: Request, core: Segmenter, ref: ImageRef) -> bytes:
     """Return the body, refused as soon as it announces or shows too many bytes, or if it would be anyway."""
     max_bytes = core.limits.max_bytes
-    core.gate.permits.check_room(Lane.ENCODE, ref.tenant)
+    core.gate.check_room(Lane.ENCODE, ref.tenant)
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise too_many_bytes(max_bytes)
     chunks, received = [], 0

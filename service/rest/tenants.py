@@ -7,6 +7,7 @@ from fastapi import Depends, Header, Request, Response
 from fastapi.routing import APIRoute
 
 from service.call import current_tenant, note_tenant
+from service.rest import deadline
 
 if TYPE_CHECKING:
     from service.auth import Authoriser
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class TenantRoute(APIRoute):
-    """A route for tenants only, while the server takes work: both is known before a byte of the body is read."""
+    """A route for tenants only, while the server takes work: both is known before a byte of the body is read.
+
+    The request's deadline begins here: its body must arrive in time, too.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the framework's handler behind the check."""
@@ -25,7 +29,9 @@ class TenantRoute(APIRoute):
             segmenter: Segmenter = request.app.state.segmenter
             note_tenant(authoriser.tenant_of(request.headers.get("authorization")))
             segmenter.gate.check_open()
-            response = await handle(request)
+            deadline_s = await deadline.deadline_of(request.headers.get(deadline.HEADER))
+            async with segmenter.gate.within(deadline_s):  # the body's arrival included
+                response = await handle(request)
             response.headers.setdefault("cache-control", "no-store")
             return response
 

@@ -127,7 +127,7 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
         async def observed(data: bytes, context: grpc.aio.ServicerContext) -> Message | None:
             async with self._telling(call, route, context):
                 with self._gate.permits.body() as grow_body_to:
-                    grow_body_to(len(data))
+                    grow_body_to(len(data), call.tenant)
                     request = message_from_bytes(data, handler.request_deserializer)
                     answer: Message | None = await handle(request, context)
                 return answer

@@ -341,27 +341,39 @@ def test_a_greedy_tenant_s_waiting_leaves_room_for_others() -> None:
 def test_uploads_leave_room_for_prompts() -> None:
     permits = Permits(1, max_bytes=32 * SMALL_BODY_BYTES)
     with permits.body() as grow_upload, permits.body() as grow_another, permits.body() as grow_prompt:
-        grow_upload(29 * SMALL_BODY_BYTES)
+        grow_upload(29 * SMALL_BODY_BYTES, "a")
         with pytest.raises(OverloadedError):
-            grow_another(2 * SMALL_BODY_BYTES)
-        grow_prompt(SMALL_BODY_BYTES)
+            grow_another(2 * SMALL_BODY_BYTES, "a")
+        grow_prompt(SMALL_BODY_BYTES, "a")
+
+
+def test_uploads_of_one_tenant_leave_others_their_share() -> None:
+    permits = Permits(1, max_bytes=32 * SMALL_BODY_BYTES, active_tenants=lambda: 2)
+    with permits.body() as grow_first, permits.body() as grow_second, permits.body() as grow_other:
+        grow_first(12 * SMALL_BODY_BYTES, "greedy")
+        with pytest.raises(OverloadedError):
+            grow_second(4 * SMALL_BODY_BYTES, "greedy")
+        grow_second(3 * SMALL_BODY_BYTES, "greedy")
+        grow_other(15 * SMALL_BODY_BYTES, "modest")
+        with pytest.raises(OverloadedError):
+            grow_other(16 * SMALL_BODY_BYTES, "modest")
 
 
 def test_bodies_are_bounded_together_and_a_lone_one_always_has_room() -> None:
     watching = Watching()
     permits = Permits(1, max_bytes=100, observer=watching)
     with permits.body() as grow_first:
-        grow_first(150)
+        grow_first(150, "a")
         with permits.body() as grow_second, pytest.raises(OverloadedError):
-            grow_second(1)
+            grow_second(1, "a")
         permits.tell()
         assert watching.nbytes == 150
     with permits.body() as grow_first, permits.body() as grow_second:
-        grow_first(60)
-        grow_first(30)  # told less than before: it holds what it held
-        grow_second(40)
+        grow_first(60, "a")
+        grow_first(30, "a")  # told less than before: it holds what it held
+        grow_second(40, "a")
         with pytest.raises(OverloadedError):
-            grow_second(41)
+            grow_second(41, "a")
     permits.tell()
     assert watching.nbytes == 0
     assert watching.refusals == [Refusal.BYTES] * 2

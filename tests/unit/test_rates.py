@@ -56,6 +56,15 @@ def test_the_wait_that_is_told_is_enough_and_no_longer_than_needed(rate: float, 
     assert is_taken(rates)
 
 
+def test_a_look_takes_nothing_and_says_the_same() -> None:
+    rates = Rates(["a"], rate=1, burst=1, clock=Clock())
+    for _ in range(3):
+        rates.check("a")
+    assert is_taken(rates)
+    with pytest.raises(RateLimitedError):
+        rates.check("a")
+
+
 def test_tenants_do_not_share_and_workers_do() -> None:
     clock = Clock()
     with shared_buckets(2) as fd:

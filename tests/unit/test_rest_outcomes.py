@@ -1,7 +1,7 @@
 """How HTTP requests that do not end well are counted and logged, by the application alone."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
@@ -9,6 +9,7 @@ from fastapi import FastAPI, Response
 from prometheus_client import CollectorRegistry
 
 from service.admission.permits import Permits
+from service.admission.rates import Rates
 from service.answers import EmbedResult, ImageRecord, ImageRef
 from service.auth import Authoriser
 from service.gate import Gate
@@ -81,6 +82,65 @@ def test_a_client_that_goes_away_is_counted_as_cancelled_and_leaves_no_traceback
     asyncio.run(send_half(app[0], method, path, header))  # what it raised, the server would log in full
     assert outcomes(app[1]) == [(route, "cancelled")]
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "header"),
+    [
+        ("PUT", "/v1/images/a", (b"content-length", b"1000")),
+        ("POST", "/v1/images/a/masks", JSON),
+        ("POST", "/v1/masks", MULTIPART),
+    ],
+)
+def test_a_body_that_does_not_come_within_the_deadline_is_not_waited_for(
+    app: tuple[FastAPI, CollectorRegistry], method: str, path: str, header: tuple[bytes, bytes]
+) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"--x"
+        await asyncio.sleep(60)
+
+    async def ask() -> httpx.Response:
+        headers = {name.decode(): value.decode() for name, value in (header, (b"x-request-timeout", b"0.1"))}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app[0]), base_url="http://test") as client:
+            return await asyncio.wait_for(client.request(method, path, content=body(), headers=headers), 10)
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["reason"]) == (504, "deadline_exceeded")
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/v1/images/a"), ("POST", "/v1/images/a/masks")])
+def test_who_asks_too_often_is_refused_unread(
+    app: tuple[FastAPI, CollectorRegistry], monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    rates = Rates(["anonymous"], rate=0.01, burst=1)
+    rates.take("anonymous")
+    monkeypatch.setattr(BrokenCore, "gate", Gate(Permits(1), rates, 5.0))
+
+    async def body() -> AsyncIterator[bytes]:
+        raise AssertionError("the body is read")
+        yield b""
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app[0]), base_url="http://test") as client:
+            return await client.request(method, path, content=body(), headers={"content-type": "application/json"})
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["reason"]) == (429, "rate_limited")
+
+
+def test_a_field_that_does_not_exist_is_named_in_short_and_not_in_the_log(
+    app: tuple[FastAPI, CollectorRegistry], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app[0]), base_url="http://test") as client:
+            return await client.post("/v1/images/a/masks", json={"prompts": [{"points": [[1, 1, 1]], "k" * 1000: 1}]})
+
+    caplog.set_level("INFO")
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["field"]) == (422, "prompts[0]")
+    assert answer.json()["detail"] == "k" * 64 + ": there is no such field"
+    (line,) = [record for record in caplog.records if record.getMessage() == "request.refused"]
+    assert vars(line)["fields"] == {"reason": "invalid_prompt", "field": "prompts[0]"}
 
 
 def test_while_draining_requests_are_refused_unread(
