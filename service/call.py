@@ -107,10 +107,16 @@ def current_tenant() -> str:
     Raises:
         LookupError: nobody's: it has not been through the authoriser.
     """
-    call = CURRENT.get()
-    if call is None or not call.tenant:
+    tenant = tenant_or_nobody()
+    if not tenant:
         raise LookupError("there is no call, or nobody has looked whose it is")
-    return call.tenant
+    return tenant
+
+
+def tenant_or_nobody() -> str:
+    """Return whose the current call is, empty if it is nobody's."""
+    call = CURRENT.get()
+    return call.tenant if call else ""
 
 
 def let_others_go_first() -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from service.call import tenant_or_nobody
 from service.decode_job import ANSWER, CHANNELS, READY, WHOLE, Answer, Job, Verdict, job_file
 from service.errors import ImageTooLargeError, UnsupportedImageError
 from service.image import (
@@ -28,6 +29,7 @@ from service.image import (
     valid_size_of,
 )
 from service.image_header import MAX_SCANS
+from service.turns import Turns
 
 T = TypeVar("T")
 
@@ -109,6 +111,8 @@ class DecodeProcess:
 class DecodePool:
     """A `service.image.Decoder` of `size` processes, each of which decodes one picture at a time. For one event loop.
 
+    Tenants whose pictures wait take turns.
+
     Args:
         size: How many processes.
         limits: Bounds on pictures.
@@ -123,7 +127,7 @@ class DecodePool:
         self._on_lost = on_lost
         self._max_decode_s = max_decode_s
         self._processes = [DecodeProcess(limits) for _ in range(size)]
-        self._free: asyncio.Queue[DecodeProcess] = asyncio.Queue()
+        self._free: Turns[DecodeProcess] = Turns()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
@@ -167,8 +171,8 @@ class DecodePool:
         return answer.height, answer.width
 
     async def _answer(self, job: Job, file: int) -> Answer:
-        """Have the next free process do the job."""
-        process = await self._free.get()
+        """Have a process do the job, when it is the tenant's turn."""
+        process = await self._free.take(tenant_or_nobody())
         process.send(job, file)
         work = self._spawn(self._finish(process))  # a task of its own: the process outlives a caller that leaves
         try:
@@ -189,7 +193,7 @@ class DecodePool:
         finally:
             timer.cancel()
         if message:
-            self._free.put_nowait(process)
+            self._free.give(process)
         else:
             self._spawn(self._replace(process))
         return message
@@ -211,7 +215,7 @@ class DecodePool:
                 await process.end()
                 await asyncio.sleep(START_AGAIN_S)
             else:
-                self._free.put_nowait(process)
+                self._free.give(process)
                 return
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

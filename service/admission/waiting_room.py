@@ -4,8 +4,9 @@ Fair between tenants: a free permit goes to the tenant with the fewest at work. 
 equally many, however many requests each sends and however long each takes: equal shares of permit-seconds, which is
 what a deficit round robin reaches with a cost per request that nobody knows beforehand.
 
-What a tenant has at work beyond its share, since nobody else wanted it, others do not wait for: the model server lets
-them go first. So who is within its share finds room as if it were not there.
+What a tenant has at work beyond its share, since nobody else wanted it, others do not wait for here: who is within its
+share finds room as if it were not there. The model server then lets others' prompts go first; its encoder serves who
+comes first.
 """
 
 import asyncio

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.call import CURRENT, Call, TraceContext
 from service.decode_job import Answer, Job, Verdict
 from service.decoding import ABANDONED, CRASHED, TOO_SLOW, DecodePool
 from service.errors import ImageTooLargeError, UnsupportedImageError
@@ -89,6 +90,23 @@ def test_a_part_of_a_picture_is_a_picture() -> None:
         assert image.placed.valid_size == (30, 60)
         np.testing.assert_array_equal(image.placed.pixels[10, 5], (255, 0, 0))
         np.testing.assert_array_equal(image.placed.pixels[10, 30], (0, 0, 255))
+
+    run(scenario)
+
+
+def test_a_tenant_s_picture_does_not_wait_for_all_of_another_s() -> None:
+    async def scenario(pool: Pool) -> None:
+        done: list[str] = []
+
+        async def decode(tenant: str) -> None:
+            CURRENT.set(Call("http", "", TraceContext(), tenant))
+            await pool.decoder.decode(PICTURE, 64)
+            done.append(tenant)
+
+        greedy = [asyncio.create_task(decode("greedy")) for _ in range(8)]
+        await asyncio.sleep(0)
+        await asyncio.gather(*greedy, asyncio.create_task(decode("modest")))
+        assert done.index("modest") <= 2
 
     run(scenario)
 
