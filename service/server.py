@@ -226,7 +226,7 @@ async def _serving_requests(
     finally:
         log.info("server.draining")
         segmenter.gate.retiring = True
-        await rpc.set_ready(ready=False)
+        rpc.set_ready(ready=False)
         await asyncio.sleep(settings.drain_delay_s)
         segmenter.gate.draining = True
         http.should_exit = True

@@ -35,7 +35,7 @@ async def keep_probing(segmenter: Segmenter, rpc: RpcServer, metrics: Metrics, r
         metrics.model(segmenter.model.identity if segmenter.model_answers else None)
         if segmenter.ready != was_ready:
             was_ready = segmenter.ready
-            await rpc.set_ready(ready=was_ready)
+            rpc.set_ready(ready=was_ready)
         if was_ready and not ready.is_set():
             ready.set()
             log.info("model.ready %s", segmenter.model.identity)

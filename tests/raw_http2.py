@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
-END_HEADERS = 4
+END_STREAM, END_HEADERS = 1, 4
 CANCEL = 8
 
 

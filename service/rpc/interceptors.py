@@ -87,12 +87,16 @@ def _outcome_of_cancelled(context: grpc.aio.ServicerContext) -> tuple[str, grpc.
 
 
 class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc has no types
-    """Finds out who calls, turns errors into statuses, and tells of each call by method and outcome."""
+    """Finds out who calls, turns errors into statuses, and tells of each call by method and outcome.
+
+    `under_way` are the tasks of requests: gRPC ends each when its answer is written.
+    """
 
     def __init__(self, authoriser: Authoriser, observer: Observer, gate: Gate) -> None:
         self._authoriser = authoriser
         self._observer = observer
         self._gate = gate
+        self.under_way: set[asyncio.Task[Any]] = set()
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -103,6 +107,7 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
             return None
         if not details.method.startswith(SERVICE_PREFIX):
             return handler._replace(request_deserializer=_forgiving(details.method, handler.request_deserializer))
+        self._note_task()
         headers = {name: value for name, value in details.invocation_metadata or () if isinstance(value, str)}
         call, route = self._observer.begin("grpc", headers), details.method.rpartition("/")[2]
         try:
@@ -117,6 +122,12 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
             self._observed(call, route, handler),
             response_serializer=handler.response_serializer,
         )
+
+    def _note_task(self) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self.under_way.add(task)
+            task.add_done_callback(self.under_way.discard)
 
     def _observed(
         self, call: Call, route: str, handler: grpc.RpcMethodHandler

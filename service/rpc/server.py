@@ -1,15 +1,16 @@
 """The gRPC server: our service, standard health checking, and reflection."""
 
+import asyncio
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from service.auth import Authoriser
 from service.errors import StartError
 from service.observer import Observer
+from service.rpc.health import HealthServicer
 from service.rpc.interceptors import RequestObserver
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
@@ -18,6 +19,7 @@ from service.segmenter import Segmenter
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SegmentAnything"].full_name
 MESSAGE_OVERHEAD_BYTES = 1024 * 1024
+LINGER_S = 1.0  # after the last request: for its answer, and the end of watches, to reach who reads
 REFUSED_IMAGE_FACTOR = 2  # what is larger, gRPC refuses itself: RESOURCE_EXHAUSTED, without our reason
 
 # What one connection may ask of the server, in C-core's own words (grpc/impl/channel_arg_names.h).
@@ -60,10 +62,10 @@ class RpcServer:
     ) -> None:
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._credentials = credentials
-        self._ready = False
-        self._health = HealthServicer()
+        self._health = HealthServicer({"", SERVICE})
+        self._requests = RequestObserver(authoriser, observer, segmenter.gate)
         self._server: Any = grpc.aio.server(
-            interceptors=[RequestObserver(authoriser, observer, segmenter.gate)],
+            interceptors=[self._requests],
             options=[
                 *CONNECTION_LIMITS,
                 ("grpc.so_reuseport", 1),  # the supervisor has made sure that only workers share the port
@@ -93,16 +95,20 @@ class RpcServer:
                 self._server.add_secure_port(self._address, self._credentials)
         except RuntimeError as error:
             raise StartError(f"gRPC cannot listen on {self._address}; set SAM_GRPC_PORT to a free port") from error
-        await self.set_ready(ready=self._ready)
         await self._server.start()
 
-    async def set_ready(self, *, ready: bool) -> None:
+    def set_ready(self, *, ready: bool) -> None:
         """Tell health checks, of the server and of the service, whether prompts can be answered."""
-        self._ready = ready
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", SERVICE):
-            await self._health.set(name, status)
+        self._health.set_ready(ready=ready)
 
     async def stop(self, grace_s: float) -> None:
-        """Take no new calls, let those under way finish within `grace_s`, then end."""
-        await self._server.stop(grace_s)
+        """Take no new calls, let requests under way finish within `grace_s`, then end.
+
+        Watches of health and talks with reflection are no requests: nobody waits for them, and some would never end.
+        """
+        self._health.drain()
+        stopping = asyncio.create_task(self._server.stop(grace_s))
+        while self._requests.under_way and not stopping.done():
+            await asyncio.wait({stopping, *self._requests.under_way}, return_when=asyncio.FIRST_COMPLETED)
+        await self._server.stop(min(grace_s, LINGER_S))
+        await stopping
