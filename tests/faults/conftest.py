@@ -1,29 +1,75 @@
 """Faults injected for real: `--full` measures the promised figures, and `report` collects them for a table at the end.
 
 Without `--full` each test holds its promise's behaviour in its short form, with bounds that a loaded machine keeps too;
-those that compare rates, which only a machine of their own can do, are marked `measures_rates` and run with it alone,
-and so are those that wait for what only time brings (`waits_long`).
+rates are compared with it alone, since that takes a machine of their own. What waits for what only time brings
+(`waits_long`) runs with it alone, too.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import pytest
 
-Report = Callable[[str, str, str], None]
+# The promises, and of each what its figures must speak of: what no row speaks of was not measured.
+PROMISED = {
+    "overload is refused early": ("goodput", "refusal p99", "Retry-After", "prompts admitted"),
+    "no work for the dead": ("leaving", "deadline", "encodes", "survives its leader"),
+    "deadlines hold": ("cap", "x-request-timeout", "grpc-timeout"),
+    "truthful health": ("killed: unready", "frozen: unready", "killed: ready", "frozen: ready", "meanwhile", "shared"),
+    "drain loses nothing": ("SIGTERM",),
+    "retries cannot storm": ("connections cut", "Triton killed", "timeouts"),
+    "bombs and broken images": ("unread", "within", "mutated", "crash", "runaway"),
+    "slow clients": ("header", "body", "slow sockets", "resets", "pings"),
+    "fairness": ("others' p99", "rate_limited"),
+    "memory is bounded": ("gateway_mib", "fds", "tasks", "shm_mib", "slope", "cancelled calls"),
+    "errors are clean": ("broken requests", "upstream text"),
+}
+
+
+class Report(Protocol):
+    """Takes a measured value for the table. A test reports first and asserts then, so that a miss is seen there."""
+
+    def __call__(self, promise: str, figure: str, measured: str, *, kept: bool | None = None) -> None:
+        """Say whether the promise was kept, if that is known by itself; else it was if the test passes."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what was promised, in which figure, and what was measured."""
+    """One line of the table: what was promised, in which figure, what was measured by which test."""
 
     promise: str
     figure: str
     measured: str
+    test: str
+    kept: bool | None = None
 
 
-FULL_ONLY = ("measures_rates", "waits_long")
-ROWS = pytest.StashKey[list[Row]]()
+@dataclass
+class Table:
+    """All rows, and the tests that failed."""
+
+    rows: list[Row] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)
+
+    def marked(self) -> Iterator[tuple[str, Row]]:
+        """Yield each row with whether its promise was kept."""
+        for row in self.rows:
+            kept = row.test not in self.failed if row.kept is None else row.kept
+            yield "kept" if kept else "MISSED", row
+        for test in sorted(self.failed - {row.test for row in self.rows}):
+            yield "MISSED", Row("", test, "failed, and measured nothing", test)
+
+    def missing(self) -> Iterator[tuple[str, Row]]:
+        """Yield a row for each promise that no row speaks of."""
+        for promise, figures in PROMISED.items():
+            spoken_of = " ".join(row.figure for row in self.rows if row.promise == promise)
+            for figure in figures:
+                if figure not in spoken_of:
+                    yield "-", Row(promise, figure, "not measured", "")
+
+
+TABLE = pytest.StashKey[Table]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,14 +78,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
+    config.stash[TABLE] = Table()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a machine of its own, or long, unless the full figures are asked for."""
+    """Leave out what takes long, unless the full figures are asked for."""
     if config.getoption("--full", default=False):
         return
-    left_out = [item for item in items if any(map(item.get_closest_marker, FULL_ONLY))]
+    left_out = [item for item in items if item.get_closest_marker("waits_long")]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
@@ -58,21 +104,30 @@ def soak_s(pytestconfig: pytest.Config) -> float:
     return float(pytestconfig.getoption("--soak-s", default=1800.0))
 
 
-@pytest.fixture(scope="session")
-def report(pytestconfig: pytest.Config) -> Report:
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Report:
     """Take a measured value for the table, e.g. `report("truthful health", "stub killed: unready <= 2 s", "0.9 s")`."""
 
-    def take(promise: str, figure: str, measured: str) -> None:
-        pytestconfig.stash[ROWS].append(Row(promise, figure, measured))
+    def take(promise: str, figure: str, measured: str, *, kept: bool | None = None) -> None:
+        request.config.stash[TABLE].rows.append(Row(promise, figure, measured, request.node.nodeid, kept))
 
     return take
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    outcome = yield
+    if outcome.failed:
+        item.config.stash[TABLE].failed.add(item.nodeid)
+    return outcome
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = sorted(config.stash[ROWS], key=lambda row: row.promise)
-    if not rows:
+    table, full = config.stash[TABLE], config.getoption("--full", default=False)
+    lines = sorted([*table.marked(), *(table.missing() if full else ())], key=lambda line: line[1].promise)
+    if not lines:
         return
-    columns = [max(map(len, column)) for column in zip(*((row.promise, row.figure) for row in rows), strict=True)]
-    terminalreporter.section("promises and what was measured")
-    for row in rows:
-        terminalreporter.write_line(f"{row.promise:{columns[0]}}  {row.figure:{columns[1]}}  {row.measured}")
+    columns = [max(map(len, column)) for column in zip(*((row.promise, row.figure) for _, row in lines), strict=True)]
+    terminalreporter.section("promises and what was measured" + ("" if full else ", in the short form's wide bounds"))
+    for mark, row in lines:
+        terminalreporter.write_line(f"{mark:6}  {row.promise:{columns[0]}}  {row.figure:{columns[1]}}  {row.measured}")

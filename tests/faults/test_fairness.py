@@ -27,6 +27,7 @@ from tests.faults.conftest import Report
 from tests.running import RunningService
 from tests.slow_models import INSTANCES, slow_models
 
+PROMISE = "fairness"
 GREEDY, *MODEST = TENANTS = ("greedy", "ann", "ben", "cy")
 KEYS = ",".join(f"{tenant}:{sha256(tenant.encode()).hexdigest()}" for tenant in TENANTS)  # each one's key is its name
 MAX_BATCH, DECODE_S = 2, 0.4
@@ -64,31 +65,38 @@ def p99_s(rounds: list[list[Samples]]) -> float:
     return statistics.quantiles(times_s, n=100)[-1]
 
 
-@pytest.mark.measures_rates
 def test_a_tenant_at_twenty_times_its_share_does_not_move_the_others(
     slow: RunningService, report: Report, *, full: bool
 ) -> None:
-    rounds, seconds = (6, 30.0) if full else (1, 3.0)
+    """In the short form: it is the one that is refused."""
+    rounds, seconds = (6, 30.0) if full else (1, 5.0)
     run(slow, EXCESS * SHARE, 3.0, seed=1000)  # until the limit has found its place
     fair, unfair, refused = [], [], 0
     for number in range(rounds):
-        fair.append(run(slow, SHARE, seconds, seed=10 * number)[1])
+        if full:
+            fair.append(run(slow, SHARE, seconds, seed=10 * number)[1])
         greedy, others = run(slow, EXCESS * SHARE, seconds, seed=10 * number)
         unfair.append(others)
         refused += len(greedy.of("overloaded"))
         assert len(greedy.of(OK)) > 0
     asked = sum(len(samples.all) for others in unfair for samples in others)
     answered = sum(len(samples.of(OK)) for others in unfair for samples in others)
-    moved = p99_s(unfair) / p99_s(fair) - 1
     report(
-        "fairness",
-        "a tenant at 20x its share moves others' p99 by < 10 %",
-        f"{100 * moved:+.0f} % ({p99_s(fair):.2f} s to {p99_s(unfair):.2f} s), {answered} of {asked} answered, "
-        f"{refused} of the greedy one's refused, load {os.getloadavg()[0]:.0f}",
+        PROMISE,
+        "a tenant at 20x its share is who is refused",
+        f"{answered} of {asked} of the others answered, {refused} of its own refused",
     )
+    if full:
+        moved = p99_s(unfair) / p99_s(fair) - 1
+        report(
+            PROMISE,
+            "a tenant at 20x its share moves others' p99 by < 10 %",
+            f"{100 * moved:+.0f} % ({p99_s(fair):.2f} s to {p99_s(unfair):.2f} s), load {os.getloadavg()[0]:.0f}",
+            kept=moved < 0.1,
+        )
+        assert moved < 0.1
     assert refused > 0
-    assert answered >= (0.95 if full else 0.7) * asked
-    assert moved < (0.1 if full else 2.0)
+    assert answered >= (0.95 * asked if full else asked)
 
 
 def test_who_lets_others_go_first_gets_a_turn_before_its_deadline(slow: RunningService) -> None:
@@ -136,7 +144,7 @@ async def answered_s(service: RunningService, deadline_s: float) -> float:
         return last.result()
 
 
-def test_a_tenant_s_rate_is_limited_alike_over_both_transports_and_by_all_workers(cat: bytes) -> None:
+def test_a_tenant_s_rate_is_limited_alike_over_both_transports_and_by_all_workers(cat: bytes, report: Report) -> None:
     settings = {"SAM_API_KEYS": KEYS, "SAM_TENANT_RATE": "0.01", "SAM_TENANT_BURST": "4", "SAM_WORKERS": "2"}
     with RunningService.start(**settings, SAM_LOG_LEVEL="error") as service:
         for tenant in (GREEDY, "ann"):
@@ -150,6 +158,10 @@ def test_a_tenant_s_rate_is_limited_alike_over_both_transports_and_by_all_worker
             assert {(answer.reason, answer.retry) for answer in answers[4:]} == {("rate_limited", True)}
             assert codes[4] == 429
             assert "RESOURCE_EXHAUSTED" in str(codes[5])
-        assert service.metrics()['sam_refusals_total{why="rate"}'] == 4
+        limited = service.metrics()['sam_refusals_total{why="rate"}']
+        report(
+            PROMISE, "beyond a tenant's rate: rate_limited", f"{limited:.0f} of 12 calls by two tenants that may make 4"
+        )
+        assert limited == 4
         told = httpx.get(f"{service.url}/v1/images/cat", headers={"authorization": f"Bearer {GREEDY}"})
         assert 90 <= int(told.headers["retry-after"]) <= 100
