@@ -47,6 +47,15 @@ def read_until_closed(sock: socket.socket) -> bytes:
     return received
 
 
+def resets_in(received: bytes) -> tuple[int, bytes]:
+    """Return how many whole frames are resets of calls, and the bytes after the last whole frame."""
+    at = resets = 0
+    while at + 9 <= len(received) and (end := at + 9 + int.from_bytes(received[at : at + 3])) <= len(received):
+        resets += received[at + 3] == RST_STREAM
+        at = end
+    return resets, received[at:]
+
+
 def goaway_of(received: bytes) -> bytes | None:
     """Return the debug data of the first GOAWAY frame."""
     at = 0

@@ -61,12 +61,11 @@ class Table:
             yield "MISSED", Row("", test, "failed, and measured nothing", test)
 
     def missing(self) -> Iterator[tuple[str, Row]]:
-        """Yield a row for each promise that no row speaks of."""
+        """Yield a row for each promise of whose figures some are in no row."""
         for promise, figures in PROMISED.items():
             spoken_of = " ".join(row.figure for row in self.rows if row.promise == promise)
-            for figure in figures:
-                if figure not in spoken_of:
-                    yield "-", Row(promise, figure, "not measured", "")
+            if missing := [figure for figure in figures if figure not in spoken_of]:
+                yield "-", Row(promise, ", ".join(missing), "not measured", "")
 
 
 TABLE = pytest.StashKey[Table]()

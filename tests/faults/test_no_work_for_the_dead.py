@@ -1,10 +1,14 @@
-"""No work for the dead: what was asked by clients that left is not begun, and costs nobody else anything."""
+"""No work for the dead: what was asked by clients that left is not begun, and costs nobody else anything.
+
+Triton takes those that were given up out of its queue when it next looks there, and counts them as pending until then.
+So what is timed is the word that they are given up, on the cable to Triton; what comes of it is counted in the model.
+"""
 
 import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import grpc
 import httpx
@@ -13,13 +17,16 @@ import pytest
 
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
+from tests.cable import Cable, cable_to
 from tests.conftest import encoded
 from tests.faults.conftest import Report
-from tests.running import RunningService
+from tests.running import RunningService, free_settings, triton_alone
 from tests.slow_models import INSTANCES, SlowModels, slow_models
 
+PROMISE = "no work for the dead"
 ENCODE_S, DECODE_S = 4.0, 1.0
 PERMITS = 6
+LATE, OWN_S = 2, 1.5
 LEAVERS = 11  # more than the permits: some wait in Triton's queue, some for a permit
 ENCODER_CANARIES = 1  # after uploads were given up
 CANARIES = 3  # of the gateway's own, one every 2 s, while the queue is looked at
@@ -33,15 +40,32 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> SlowModels:
 
 
 @pytest.fixture(scope="module")
-def service(models: SlowModels) -> Iterator[RunningService]:
+def settings() -> dict[str, str]:
+    return free_settings()
+
+
+@pytest.fixture(scope="module")
+def cable(models: SlowModels, settings: dict[str, str]) -> Iterator[Cable]:
+    """The way to a Triton whose models can be slowed down."""
+    address = settings["SAM_TRITON_URL"]
+    with (
+        triton_alone(address, settings["SAM_TRITON_METRICS_PORT"], models.path),
+        cable_to(int(address.rpartition(":")[2])) as cable,
+    ):
+        yield cable
+
+
+@pytest.fixture(scope="module")
+def service(models: SlowModels, settings: dict[str, str], cable: Cable) -> Iterator[RunningService]:
     """A service whose models take their time, so that there is a queue to leave."""
-    settings = {
-        "SAM_MODEL_REPOSITORY": str(models.path),
+    patient = {
+        **settings,
+        "SAM_TRITON_URL": f"127.0.0.1:{cable.port}",
         "SAM_MAX_CONCURRENCY": str(4 * PERMITS),  # a quarter of them for encodes
         "SAM_MAX_WAIT_S": "60",  # they wait to leave
         "SAM_LOG_LEVEL": "error",
     }
-    with RunningService.start(**settings) as running:
+    with RunningService.start(embedded=False, **patient) as running:
         models.slow_down(decode_s=DECODE_S, encode_s=ENCODE_S)
         yield running
 
@@ -56,12 +80,10 @@ def pictures() -> Iterator[bytes]:
 NEW = pictures()
 
 
-def http_call(service: RunningService, method: str, path: str, content_type: str, body: bytes) -> Leave:
+def http_call(service: RunningService, method: str, path: str, body: bytes, *headers: str) -> Leave:
     sock = socket.create_connection(("127.0.0.1", int(service.settings["SAM_HTTP_PORT"])))
-    head = (
-        f"{method} {path} HTTP/1.1\r\nhost: me\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    sock.sendall(head.encode() + body)
+    lines = [f"{method} {path} HTTP/1.1", "host: me", f"content-length: {len(body)}", *headers, "", ""]
+    sock.sendall("\r\n".join(lines).encode() + body)
     return sock.close
 
 
@@ -73,8 +95,8 @@ def callers(
     if transport == "http":
         prompt = b'{"prompts": [{"points": [[5, 5, 1]]}]}'
         yield (
-            lambda name, image: http_call(service, "PUT", f"/v1/images/{name}", "image/png", image),
-            lambda: http_call(service, "POST", "/v1/images/known/masks", "application/json", prompt),
+            lambda name, image: http_call(service, "PUT", f"/v1/images/{name}", image),
+            lambda: http_call(service, "POST", "/v1/images/known/masks", prompt, "content-type: application/json"),
         )
         return
     with grpc.insecure_channel(service.grpc_address) as channel:
@@ -127,34 +149,78 @@ def leave_together(service: RunningService, leaves: list[Leave]) -> float:
     return seconds_until(lambda: cancelled(service) >= before + len(leaves))
 
 
+@contextmanager
+def encode_under_way(service: RunningService) -> Iterator[None]:
+    """An upload whose encode has begun and is not over at the end of the block; it is answered."""
+    with ThreadPoolExecutor() as pool:
+        staying = pool.submit(upload, service, "stays", next(NEW))
+        time.sleep(ENCODE_S / 4)
+        yield
+        assert not staying.done(), "the machine is too slow for this test: raise ENCODE_S"
+        assert staying.result().status_code in (200, 201)
+
+
+def queued(service: RunningService, uploads: int) -> int:
+    """Return how many uploads wait in Triton's queue, once all are under way and it says that they have come."""
+    seconds_until(lambda: under_way(service, "encode") >= uploads + 1)
+    waiting = int(service.metrics()['sam_requests_in_flight{lane="encode"}']) - 1
+    seconds_until(lambda: service.triton_count("sam_encoder", "nv_inference_pending_request_count") >= waiting > 0)
+    return waiting
+
+
+def reached_triton_ms(cable: Cable, before: int, count: int, since_s: float) -> float:
+    """Return how long after `since_s` Triton had been told to give up `count` calls more than `before`."""
+    seconds_until(lambda: len(cable.given_up_s) >= before + count)
+    return 1000 * (cable.given_up_s[before + count - 1] - since_s)
+
+
+def test_a_deadline_that_passes_reaches_triton(
+    service: RunningService,
+    cable: Cable,
+    full: bool,  # noqa: FBT001 - pytest passes it
+    report: Report,
+) -> None:
+    """Those who asked are still there; what is given up is their calls."""
+    with encode_under_way(service), ExitStack() as asking:
+        given_up = len(cable.given_up_s)
+        for _ in range(LATE):
+            start_s = time.monotonic()
+            leave = http_call(service, "PUT", "/v1/images/late", next(NEW), f"x-request-timeout: {OWN_S}")
+            asking.callback(leave)
+        assert queued(service, LATE) == LATE
+        reached_ms = reached_triton_ms(cable, given_up, LATE, start_s + OWN_S)
+    in_time = reached_ms <= 50 or not full
+    figure = "a deadline reaches Triton in <= 50 ms"
+    report(PROMISE, figure, f"{reached_ms:.0f} ms until the last of {LATE} in its queue is reset", kept=in_time)
+    assert in_time
+
+
 @pytest.mark.parametrize("transport", ["http", "grpc"])
 def test_no_encode_begins_for_callers_that_left(
     models: SlowModels,
     service: RunningService,
+    cable: Cable,
     transport: str,
     full: bool,  # noqa: FBT001 - pytest passes it
     report: Report,
 ) -> None:
     before = models.ran("sam_encoder")
-    with ThreadPoolExecutor() as pool, callers(service, transport) as (begin_upload, _):
-        staying = pool.submit(upload, service, "stays", next(NEW))
-        time.sleep(ENCODE_S / 4)  # its encode has begun
+    with callers(service, transport) as (begin_upload, _), encode_under_way(service):
         leaves = [begin_upload(f"left{number}", next(NEW)) for number in range(LEAVERS)]
-        seconds_until(lambda: under_way(service, "encode") >= LEAVERS + 1)
-        took_s = leave_together(service, leaves)
-        time.sleep(0.3)  # for the word to reach Triton
-        assert not staying.done(), "the machine is too slow for this test: raise ENCODE_S"
-        assert staying.result().status_code in (200, 201)
+        waiting, given_up, start_s = queued(service, LEAVERS), len(cable.given_up_s), time.monotonic()
+        ended_ms = 1000 * leave_together(service, leaves)
+        reached_ms = reached_triton_ms(cable, given_up, waiting, start_s)
+        time.sleep(0.3)  # for the word to reach Triton's queue
     time.sleep(ENCODE_S / 2)
     begun = models.ran("sam_encoder") - before - 1
+    in_time = reached_ms <= 50 or not full
+    figure = f"leaving reaches Triton in <= 50 ms ({transport})"
+    report(PROMISE, figure, f"{reached_ms:.0f} ms until the last of {waiting} in its queue is reset", kept=in_time)
+    report(PROMISE, f"... and ends all work ({transport})", f"{ended_ms:.0f} ms for {LEAVERS}, as the gateway counts")
+    figure = f"0 encodes but a canary start for callers that left ({transport})"
+    report(PROMISE, figure, f"{begun} for {LEAVERS}", kept=begun <= ENCODER_CANARIES)
     assert begun <= ENCODER_CANARIES
-    assert not full or took_s < 0.05
-    report(
-        "no work for the dead",
-        f"leaving ends all work in <= 50 ms ({transport})",
-        f"{1e3 * took_s:.0f} ms for {LEAVERS}",
-    )
-    report("no work for the dead", f"0 encodes but a canary start for callers that left ({transport})", f"{begun}")
+    assert in_time
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])
@@ -175,7 +241,9 @@ def test_no_prompt_is_decoded_for_callers_that_left(
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])
-def test_a_shared_encode_survives_its_leader(models: SlowModels, service: RunningService, transport: str) -> None:
+def test_a_shared_encode_survives_its_leader(
+    models: SlowModels, service: RunningService, transport: str, report: Report
+) -> None:
     image, before = next(NEW), models.ran("sam_encoder")
     with ThreadPoolExecutor() as pool, callers(service, transport) as (begin_upload, _):
         leave = begin_upload("shared", image)
@@ -183,8 +251,11 @@ def test_a_shared_encode_survives_its_leader(models: SlowModels, service: Runnin
         following = pool.submit(upload, service, "shared", image)
         time.sleep(ENCODE_S / 4)
         leave_together(service, [leave])
-        assert following.result().status_code in (200, 201)
-    assert models.ran("sam_encoder") == before + 1
+        code = following.result().status_code
+    begun = models.ran("sam_encoder") - before
+    report(PROMISE, f"a shared encode survives its leader ({transport})", f"the other got {code}, of {begun} encode")
+    assert code in (200, 201)
+    assert begun == 1
 
 
 def test_a_caller_that_leaves_while_sending_is_nobody_s_error(service: RunningService) -> None:
