@@ -75,6 +75,12 @@ def runaway_jpeg(side: int, scans: int) -> bytes:
     return data[:last] + scan * scans + b"\xff\xd9"
 
 
+def endless_jpeg(nbytes: int) -> bytes:
+    """A JPEG of so many bytes, whose end marker does not come."""
+    photo = saved(half_red(), "JPEG").removesuffix(b"\xff\xd9")
+    return photo + bytes(nbytes - len(photo))
+
+
 @cache
 def refused_unread() -> dict[str, tuple[bytes, str]]:
     """What is refused by its header alone, and the reason."""
