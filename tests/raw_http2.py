@@ -20,10 +20,10 @@ def literal(name: bytes, value: bytes) -> bytes:
     return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
-def call(stream: int, method: bytes) -> bytes:
-    """The beginning of a gRPC call, whose message does not come."""
+def call(stream: int, method: bytes, *more: tuple[bytes, bytes]) -> bytes:
+    """The beginning of a gRPC call, whose message does not come, with `more` header fields."""
     fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", method), (b":authority", b"me")]
-    fields += [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
+    fields += [(b"content-type", b"application/grpc"), (b"te", b"trailers"), *more]
     return frame(HEADERS, stream, b"".join(literal(*field) for field in fields), END_HEADERS)
 
 
@@ -45,6 +45,22 @@ def read_until_closed(sock: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return received
+
+
+def message(stream: int, content: bytes) -> bytes:
+    """A call's one message (gRPC over HTTP/2, Length-Prefixed-Message), which ends what its client says."""
+    return frame(DATA, stream, b"\0" + struct.pack(">I", len(content)) + content, END_STREAM)
+
+
+def read_until_ended(sock: socket.socket, stream: int) -> None:
+    """Return when the server has ended a call, by its trailers or a reset."""
+    with sock.makefile("rb") as received:
+        while head := received.read(9):
+            received.read(int.from_bytes(head[:3]))
+            ended = head[3] == RST_STREAM or (head[3] in (DATA, HEADERS) and head[4] & END_STREAM)
+            if ended and int.from_bytes(head[5:]) == stream:
+                return
+    raise AssertionError("the server closed before it had ended the call")
 
 
 def resets_in(received: bytes) -> tuple[int, bytes]:

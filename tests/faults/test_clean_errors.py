@@ -7,7 +7,6 @@ and errors that nobody foresaw. The log does hold their words; what it must not 
 import asyncio
 import os
 import random
-import re
 import shutil
 import signal
 import socket
@@ -26,6 +25,7 @@ import pytest
 
 from service.auth import Authoriser
 from service.rpc.pb import segment_anything_pb2 as pb
+from tests.clean_answers import KEY, MARKER, PASSWORD, check_clean
 from tests.conftest import encoded
 from tests.fakes import FakeBackend
 from tests.faults.conftest import Report
@@ -33,8 +33,6 @@ from tests.in_process import serving
 from tests.running import ROOT, RunningService, free_ports, free_settings, triton_alone, triton_under
 
 PROMISE = "errors are clean"
-MARKER = "WORDS-OF-THE-MODEL"
-KEY, PASSWORD = "KEY-OF-ALICE", "PASSWORD-OF-REDIS"
 AUTHORIZATION = ("authorization", f"Bearer {KEY}")
 CLICK = {"prompts": [{"points": [[20, 20, 1]]}]}
 PB_CLICK = pb.Prompt(points=[pb.Point(x=20, y=20, label=1)])
@@ -46,18 +44,6 @@ FAILS_IN_THE_DECODER = f"""
 FAILS_IN_THE_ENCODER = f"""
         if "image" in stacked and stacked["image"][:, :4, :4].min() == 255:
             raise RuntimeError("{MARKER} in /opt/weights of the encoder")"""
-
-# What no client may read: traces of Python, of the machine's files, of Triton, gRPC's channels and Redis behind us.
-NEVER = re.compile(
-    r"Traceback|File \"|\.py\b|site-packages|\b[A-Za-z]+(?:Error|Exception)\b|StatusCode\.|<class|object at 0x"
-    r"|/(?:tmp|usr|home|root|var|etc|opt|dev|proc|work)/|sam_(?:encoder|decoder|refiner|triton)|[Ss]tub process"
-    r"|tritonserver|shm|ipv[46]:|onnx|redis|" + "|".join((MARKER, KEY, PASSWORD, sha256(KEY.encode()).hexdigest()))
-)
-
-
-def check_clean(text: str) -> None:
-    found = NEVER.search(text)
-    assert found is None, f"{found[0]!r} in {text[:2000]!r}"
 
 
 @dataclass
@@ -152,19 +138,21 @@ def test_a_thousand_broken_requests_get_clean_answers(service: Service, full: bo
         "/sam.v1.SegmentAnything/None",
         "/",
     ]
-    answered = 0
-    for _ in range(count // 2):
-        raw = (
-            mutated(head, random_source) + body if random_source.random() < 0.5 else head + mutated(body, random_source)
-        )
-        answer = raw_answer(service, raw)
-        check_clean(answer.replace(KEY, ""))  # the field at fault is named, and may be what was sent
-        assert not answer.startswith("HTTP/1.1 500"), raw
-        answered += bool(answer)
-        code = service.grpc(random_source.choice(methods), mutated(message.SerializeToString(), random_source))
-        assert code not in ("INTERNAL", "UNKNOWN"), code
+    sent = answered = 0
+    try:
+        while sent < count:
+            broken_head = random_source.random() < 0.5
+            raw = mutated(head, random_source) + body if broken_head else head + mutated(body, random_source)
+            answer = raw_answer(service, raw)
+            check_clean(answer.replace(KEY, ""))  # the field at fault is named, and may be what was sent
+            assert not answer.startswith("HTTP/1.1 500"), raw
+            answered += bool(answer)
+            code = service.grpc(random_source.choice(methods), mutated(message.SerializeToString(), random_source))
+            assert code not in ("INTERNAL", "UNKNOWN"), code
+            sent += 2
+    finally:
+        report(PROMISE, "no unclean answer, or internal error, to broken requests", f"none to {sent} of {count}")
     assert answered > count // 10
-    report(PROMISE, "0 unclean answers to broken requests", f"0 of {count}, 0 of them internal errors")
 
 
 def mutated(data: bytes, random_source: random.Random) -> bytes:
@@ -239,18 +227,19 @@ def test_a_triton_that_is_killed_is_told_of_in_our_words(service: Service, coffe
     os.kill(triton_under(service.triton_parent), signal.SIGKILL)
     deadline, answers = time.monotonic() + 30, 0
     ready = 200
-    while ready != 503:
-        assert time.monotonic() < deadline, "still ready"
-        assert service.http("POST", "/v1/images/coffee/masks", json=CLICK).status_code in (503, 504)
-        assert service.segment(PB_CLICK) in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
-        assert service.http("PUT", "/v1/images/white", content=FAILING_IMAGE).status_code in (503, 504)
-        assert service.http("GET", "/healthz").status_code == 200
-        ready = service.http("GET", "/readyz").status_code
-        answers += 5
+    try:
+        while ready != 503:
+            assert time.monotonic() < deadline, "still ready"
+            assert service.http("POST", "/v1/images/coffee/masks", json=CLICK).status_code in (503, 504)
+            assert service.segment(PB_CLICK) in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+            assert service.http("PUT", "/v1/images/white", content=FAILING_IMAGE).status_code in (503, 504)
+            assert service.http("GET", "/healthz").status_code == 200
+            ready = service.http("GET", "/readyz").status_code
+            answers += 5
+    finally:
+        figure = "no upstream text, path, key or traceback in answers"
+        report(PROMISE, figure, f"none in {answers} around a killed Triton")
     assert service.grpc("/grpc.health.v1.Health/Check", b"") == "OK"
-    report(
-        PROMISE, "no upstream text, path, key or traceback in answers", f"0 in {answers} answers around a killed Triton"
-    )
 
 
 def test_the_log_knows_no_key_and_no_password(service: Service) -> None:
