@@ -66,10 +66,10 @@ def test_memory_is_bounded(
     load.counts.clear()
     usages = soak(load, redis, soak_s if full else LOADED_S)
     after = at_rest(service)
+    report_growth(report, before, after, load, usages if full else [])
     assert all(
         load.counts.get(habit, 0) > 0 for habit in ("prompt", "upload", "segment", "cancel", "hang_up", "blunder")
     )
-    report_growth(report, before, after, load, usages if full else [])
     assert after.gateway_mib - before.gateway_mib < MAX_GROWTH_MIB
     assert after.triton_mib - before.triton_mib < MAX_GROWTH_TRITON_MIB
     assert after.fds - before.fds <= MAX_GROWTH_FDS
