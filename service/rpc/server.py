@@ -1,6 +1,7 @@
 """The gRPC server: our service, standard health checking, and reflection."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -20,6 +21,7 @@ from service.segmenter import Segmenter
 SERVICE = pb.DESCRIPTOR.services_by_name["SegmentAnything"].full_name
 MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 LINGER_S = 1.0  # after the last request: for its answer, and the end of watches, to reach who reads
+NEVER_S = 86_400.0  # for gRPC's own grace: where that runs out while another call ends the server, the process crashes
 REFUSED_IMAGE_FACTOR = 2  # what is larger, gRPC refuses itself: RESOURCE_EXHAUSTED, without our reason
 
 # What one connection may ask of the server, in C-core's own words (grpc/impl/channel_arg_names.h).
@@ -107,8 +109,11 @@ class RpcServer:
         Watches of health and talks with reflection are no requests: nobody waits for them, and some would never end.
         """
         self._health.drain()
-        stopping = asyncio.create_task(self._server.stop(grace_s))
-        while self._requests.under_way and not stopping.done():
-            await asyncio.wait({stopping, *self._requests.under_way}, return_when=asyncio.FIRST_COMPLETED)
-        await self._server.stop(min(grace_s, LINGER_S))
+        stopping = asyncio.create_task(self._server.stop(NEVER_S))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while self._requests.under_way and not stopping.done():
+                    await asyncio.wait({stopping, *self._requests.under_way}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([stopping], timeout=LINGER_S)
+        await self._server.stop(None)
         await stopping
