@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -91,11 +92,11 @@ def test_bombs_are_refused_unread(service: RunningService, full: bool, report: R
 
 
 def header_ms(data: bytes) -> float:
-    """The median of a few: how long it takes to refuse a file by its header."""
+    """The median of a few: how long a look at a file's header takes, which refuses it, or leaves that to a process."""
     seconds = []
     for _ in range(5):
         start_s = time.perf_counter()
-        with pytest.raises((ImageTooLargeError, UnsupportedImageError)):
+        with suppress(ImageTooLargeError, UnsupportedImageError):
             read_header(data, LIMITS)
         seconds.append(time.perf_counter() - start_s)
     return 1e3 * statistics.median(seconds)
