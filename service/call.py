@@ -101,6 +101,12 @@ def current_request_id() -> str:
     return call.request_id if call else ""
 
 
+def current_age_s() -> float:
+    """Return how long ago the current call began, 0 outside any."""
+    call = CURRENT.get()
+    return monotonic() - call.start_s if call else 0.0
+
+
 def current_tenant() -> str:
     """Return whose the current call is.
 

@@ -30,7 +30,7 @@ class Gate:
         self.draining = False
         self.turned_away = 0
         self._rates = rates
-        self._max_deadline_s = max_deadline_s
+        self.max_deadline_s = max_deadline_s
 
     @property
     def is_open(self) -> bool:
@@ -83,9 +83,9 @@ class Gate:
         Raises:
             DeadlineExceededError: it took longer.
         """
-        allowed_s = self._max_deadline_s if deadline_s is None else min(deadline_s, self._max_deadline_s)
+        allowed_s = self.max_deadline_s if deadline_s is None else min(deadline_s, self.max_deadline_s)
         try:
             async with asyncio.timeout(allowed_s):
                 yield allowed_s
         except TimeoutError as error:
-            raise DeadlineExceededError(f"no answer within the deadline of {allowed_s:g} s") from error
+            raise DeadlineExceededError(f"no answer within the deadline of {allowed_s:.3g} s") from error

@@ -2,13 +2,16 @@
 
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
-END_STREAM, END_HEADERS = 1, 4
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+ACK, END_STREAM, END_HEADERS = 1, 1, 4
 CANCEL = 8
+INITIAL_WINDOW_SIZE = b"\0\4"
+DEFAULT_WINDOW, MAX_FRAME = 65535, 16384
 
 
 def frame(kind: int, stream: int = 0, payload: bytes = b"", flags: int = 0) -> bytes:
@@ -25,6 +28,21 @@ def call(stream: int, method: bytes, *more: tuple[bytes, bytes]) -> bytes:
     fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", method), (b":authority", b"me")]
     fields += [(b"content-type", b"application/grpc"), (b"te", b"trailers"), *more]
     return frame(HEADERS, stream, b"".join(literal(*field) for field in fields), END_HEADERS)
+
+
+def answer_to(sock: socket.socket, method: bytes, message: bytes, *, pieces: int, pause_s: float) -> bytes:
+    """Make a call whose message, of at most 64 KiB, comes in pieces after pauses; return what is answered."""
+    sock.sendall(frame(SETTINGS, flags=ACK) + call(1, method))
+    data = b"\0" + len(message).to_bytes(4) + message
+    size = -(-len(data) // pieces)
+    for at in range(0, len(data), size):
+        time.sleep(pause_s)
+        for start in range(at, min(at + size, len(data)), MAX_FRAME):
+            sock.sendall(frame(DATA, 1, data[start : min(start + MAX_FRAME, at + size)]))
+    received = b""
+    while b"grpc-status" not in received and (part := sock.recv(65536)):
+        received += part
+    return received
 
 
 @contextmanager
@@ -81,3 +99,68 @@ def goaway_of(received: bytes) -> bytes | None:
             return received[at + 17 : at + 9 + length]
         at += 9 + length
     return None
+
+
+class Uploads:
+    """Calls on one connection, each of which announces a message and sends as much of it as flow control lets it.
+
+    `sent` has the bytes of each call, `ended_s` when the server ended those that it did, in seconds from the beginning.
+    """
+
+    def __init__(self, sock: socket.socket, method: bytes, count: int, announced: int) -> None:
+        self.sent: dict[int, int] = dict.fromkeys(range(1, 2 * count, 2), 0)
+        self.ended_s: dict[int, float] = {}
+        self._sock = sock
+        self._start_s = time.monotonic()
+        self._windows = dict.fromkeys(self.sent, 0)  # beside the initial one
+        self._connection_window = self._initial_window = DEFAULT_WINDOW
+        self._received = b""
+        self._prefix = b"\0" + announced.to_bytes(4)
+        sock.sendall(b"".join(call(stream, method) for stream in self.sent))
+
+    def send(self, nbytes: int, seconds: float) -> None:
+        """Send so many bytes of each message, for so long at most, and take what the server says meanwhile."""
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s and self.ended_s.keys() != self.sent.keys():
+            progress = [self._send_some(stream, nbytes) for stream in self.sent.keys() - self.ended_s.keys()]
+            self._take(wait_s=0.0 if any(progress) else 0.01)
+
+    def _send_some(self, stream: int, nbytes: int) -> bool:
+        window = min(self._connection_window, self._initial_window + self._windows[stream], MAX_FRAME)
+        size = min(window, nbytes - self.sent[stream])
+        if size <= 0 or (not self.sent[stream] and size <= len(self._prefix)):
+            return False
+        payload = bytes(size) if self.sent[stream] else self._prefix + bytes(size - len(self._prefix))
+        self._sock.settimeout(None)
+        self._sock.sendall(frame(DATA, stream, payload))
+        self.sent[stream] += size
+        self._windows[stream] -= size
+        self._connection_window -= size
+        return True
+
+    def _take(self, wait_s: float) -> None:
+        self._sock.settimeout(wait_s)
+        try:
+            self._received += self._sock.recv(65536)
+        except (TimeoutError, BlockingIOError):
+            return
+        while len(self._received) >= 9 and len(self._received) >= 9 + int.from_bytes(self._received[:3]):
+            end = 9 + int.from_bytes(self._received[:3])
+            kind, flags, stream = struct.unpack(">BBI", self._received[3:9])
+            self._take_frame(kind, flags, stream, self._received[9:end])
+            self._received = self._received[end:]
+
+    def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == WINDOW_UPDATE and not stream:
+            self._connection_window += int.from_bytes(payload)
+        elif kind == WINDOW_UPDATE:
+            self._windows[stream] += int.from_bytes(payload)
+        elif kind == SETTINGS and not flags & ACK:
+            for at in range(0, len(payload), 6):
+                if payload[at : at + 2] == INITIAL_WINDOW_SIZE:
+                    self._initial_window = int.from_bytes(payload[at + 2 : at + 6])
+            self._sock.sendall(frame(SETTINGS, flags=ACK))
+        elif kind == PING and not flags & ACK:
+            self._sock.sendall(frame(PING, payload=payload, flags=ACK))
+        elif kind == RST_STREAM or (kind == HEADERS and flags & END_STREAM):
+            self.ended_s.setdefault(stream, time.monotonic() - self._start_s)

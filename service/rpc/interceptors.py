@@ -1,6 +1,7 @@
 """Who calls, before the message is read; errors to gRPC statuses, by the table; and what is told of each call."""
 
 import asyncio
+import inspect
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,13 +15,21 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
+from service.admission.permits import Permits
 from service.auth import Authoriser
 from service.call import Call, current_request_id, note_tenant
-from service.errors import DeadlineExceededError, DrainingError, SegmentError, UnauthenticatedError
+from service.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    InvalidPromptError,
+    SegmentError,
+    UnauthenticatedError,
+)
 from service.gate import Gate
 from service.logs import log_failure
 from service.metrics import CANCELLED, OK
 from service.observer import Observer
+from service.rpc.receipt import Receipt
 from service.rpc.wire import message_from_bytes
 from service.status import STATUS, message_of, retry_after_s_of, status_of
 
@@ -29,6 +38,8 @@ log = logging.getLogger(__name__)
 DOMAIN = "sam"
 SERVICE_PREFIX = "/sam.v1."
 REQUEST_ID = "x-request-id"
+CANCELLED_IN_S = 0.05  # after its message ended, a call whose client left
+STRANGERS_MESSAGES = 4  # of the largest, that health checks and reflection, which take tiny ones, may hold
 
 
 class _Status(grpc.Status):  # type: ignore[misc] # grpc has no types
@@ -60,21 +71,12 @@ def status_from_error(error: BaseException) -> grpc.Status:
     return _Status(status.grpc, message, tuple(trailers))
 
 
-def _forgiving(method: str, parse: Callable[[bytes], Message]) -> Callable[[bytes], Message]:
-    """Return a `parse` that takes what cannot be read for a question about nothing there is.
-
-    gRPC itself would answer with the exception's class and text, and leave a traceback in the log.
-    """
-    is_health = method.startswith("/grpc.health.")
-    instead: Message = HealthCheckRequest(service="(unreadable)") if is_health else ServerReflectionRequest()
-
-    def forgiving(data: bytes) -> Message:
-        try:
-            return parse(data)
-        except DecodeError:
-            return instead
-
-    return forgiving
+def _nothing(method: str) -> Message:
+    """Return a question about nothing there is, of health checks or reflection."""
+    question: Message = ServerReflectionRequest()
+    if method.startswith("/grpc.health."):
+        question = HealthCheckRequest(service="(unreadable)")
+    return question
 
 
 def _outcome_of_cancelled(context: grpc.aio.ServicerContext) -> tuple[str, grpc.StatusCode]:
@@ -92,21 +94,27 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
     `under_way` are the tasks of requests: gRPC ends each when its answer is written.
     """
 
-    def __init__(self, authoriser: Authoriser, observer: Observer, gate: Gate) -> None:
+    def __init__(self, authoriser: Authoriser, observer: Observer, gate: Gate, max_message_bytes: int) -> None:
         self._authoriser = authoriser
         self._observer = observer
         self._gate = gate
         self.under_way: set[asyncio.Task[Any]] = set()
+        self._receipt = Receipt(gate.permits.body, max_message_bytes, gate.max_deadline_s)
+        strangers = Permits(1, max_bytes=STRANGERS_MESSAGES * max_message_bytes)
+        self._strangers_receipt = Receipt(strangers.body, max_message_bytes, gate.max_deadline_s)
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler:
-        """Wrap the handler of one of our methods, which take one message each; of others only how messages are read."""
+        """Wrap the handler of one of our methods, which take one message each; of others only how messages are read.
+
+        To gRPC all take a stream of messages, of which none is asked for before the handler does.
+        """
         handler = await continuation(details)
         if handler is None:
             return None
         if not details.method.startswith(SERVICE_PREFIX):
-            return handler._replace(request_deserializer=_forgiving(details.method, handler.request_deserializer))
+            return self._for_strangers(details.method, handler)
         self._note_task()
         headers = {name: value for name, value in details.invocation_metadata or () if isinstance(value, str)}
         call, route = self._observer.begin("grpc", headers), details.method.rpartition("/")[2]
@@ -116,7 +124,9 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
         except (UnauthenticatedError, DrainingError) as error:
             return grpc.stream_unary_rpc_method_handler(self._refused(call, route, error))
         wrap = (
-            grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
         )
         return wrap(
             self._observed(call, route, handler),
@@ -131,12 +141,16 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
 
     def _observed(
         self, call: Call, route: str, handler: grpc.RpcMethodHandler
-    ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Message | None]]:
+    ) -> Callable[[object, grpc.aio.ServicerContext], Awaitable[Message | None]]:
         """Return the handler, observed; one that streams writes its messages itself and returns none."""
         handle = handler.unary_stream if handler.response_streaming else handler.unary_unary
 
-        async def observed(data: bytes, context: grpc.aio.ServicerContext) -> Message | None:
+        async def observed(_: object, context: grpc.aio.ServicerContext) -> Message | None:
             async with self._telling(call, route, context):
+                data = await self._receipt.message(context, call.tenant)
+                if data is None:
+                    await asyncio.sleep(CANCELLED_IN_S)
+                    raise InvalidPromptError("the call has no message", field="body")
                 with self._gate.permits.body() as grow_body_to:
                     grow_body_to(len(data), call.tenant)
                     request = message_from_bytes(data, handler.request_deserializer)
@@ -144,6 +158,40 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
                 return answer
 
         return observed
+
+    def _for_strangers(self, method: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        """Return the handler of a method that asks for no key, with its messages received as ours are.
+
+        What cannot be read is taken for a question about nothing there is. gRPC itself would answer with the
+        exception's class and text, and leave a traceback in the log.
+        """
+        nothing = _nothing(method)
+        handle = handler.unary_unary or handler.unary_stream or handler.stream_stream  # the kinds that there are
+
+        async def message(context: grpc.aio.ServicerContext) -> Message | None:
+            data = await self._strangers_receipt.message(context)
+            try:
+                return None if data is None else handler.request_deserializer(data)
+            except DecodeError:
+                return nothing
+
+        async def messages(context: grpc.aio.ServicerContext) -> AsyncIterator[Message]:
+            while (each := await message(context)) is not None:
+                yield each
+
+        async def answered(_: object, context: grpc.aio.ServicerContext) -> None:
+            try:
+                asked = messages(context) if handler.request_streaming else await message(context) or nothing
+                answers = handle(asked, context)
+                if inspect.isasyncgen(answers):
+                    async for answer in answers:
+                        await context.write(answer)
+                elif (answer := await answers) is not None:
+                    await context.write(answer)
+            except SegmentError as error:
+                await context.abort_with_status(status_from_error(error))
+
+        return grpc.stream_stream_rpc_method_handler(answered, response_serializer=handler.response_serializer)
 
     def _refused(
         self, call: Call, route: str, error: SegmentError

@@ -26,6 +26,9 @@ REFUSED_IMAGE_FACTOR = 2  # what is larger, gRPC refuses itself: RESOURCE_EXHAUS
 
 # What one connection may ask of the server, in C-core's own words (grpc/impl/channel_arg_names.h).
 CONNECTION_LIMITS = [
+    # What has not been asked for is held at 64 KiB of each call; left to itself, C-core would let up to 128 MiB come.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # none: 60 KB compressed can be 60 MB, and images are already
     ("grpc.max_concurrent_streams", 256),  # more than a worker lets in at once: who is over it hears so, and waits not
     ("grpc.server_handshake_timeout_ms", 5_000),  # TLS, and what HTTP/2 begins with
     ("grpc.max_metadata_size", 16 * 1024),
@@ -65,7 +68,8 @@ class RpcServer:
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._credentials = credentials
         self._health = HealthServicer({"", SERVICE})
-        self._requests = RequestObserver(authoriser, observer, segmenter.gate)
+        max_message_bytes = REFUSED_IMAGE_FACTOR * segmenter.limits.max_bytes + MESSAGE_OVERHEAD_BYTES
+        self._requests = RequestObserver(authoriser, observer, segmenter.gate, max_message_bytes)
         self._server: Any = grpc.aio.server(
             interceptors=[self._requests],
             options=[
@@ -73,10 +77,7 @@ class RpcServer:
                 ("grpc.so_reuseport", 1),  # the supervisor has made sure that only workers share the port
                 ("grpc.max_connection_age_ms", round(1000 * connection_age_s)),
                 ("grpc.max_connection_age_grace_ms", round(1000 * connection_grace_s)),
-                (
-                    "grpc.max_receive_message_length",
-                    REFUSED_IMAGE_FACTOR * segmenter.limits.max_bytes + MESSAGE_OVERHEAD_BYTES,
-                ),
+                ("grpc.max_receive_message_length", max_message_bytes),
             ],
         )
         pb_grpc.add_SegmentAnythingServicer_to_server(SegmentAnythingServicer(segmenter), self._server)  # type: ignore[no-untyped-call]

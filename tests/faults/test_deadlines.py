@@ -12,7 +12,7 @@ from benchmarks.figures import quantile
 from benchmarks.load import OK, PHOTO, Load, Samples, run_loads
 from service.rpc.pb import segment_anything_pb2 as pb
 from tests.faults.conftest import Report
-from tests.raw_http2 import call, connection, message, read_until_ended
+from tests.raw_http2 import answer_to, call, connection, message, read_until_ended
 from tests.running import RunningService
 from tests.slow_models import slow_models
 
@@ -115,3 +115,14 @@ def test_a_deadline_over_grpc_ends_the_work(slow: RunningService) -> None:
         assert time.monotonic() < patience_s
         time.sleep(0.1)
     assert slow.metrics()[series] - before >= 0.8 * len(samples.all)
+
+
+def test_the_time_that_a_message_takes_counts(slow: RunningService) -> None:
+    prompt = pb.Prompt(points=[pb.Point(x=1, y=1, label=1)])
+    message = pb.SegmentRequest(image_id="load", prompts=[prompt]).SerializeToString()
+    with connection(slow.grpc_address) as sock:
+        began_s = time.monotonic()
+        said = answer_to(sock, b"/sam.v1.SegmentAnything/Segment", message, pieces=1, pause_s=0.9 * CAP_S)
+        took_s = time.monotonic() - began_s
+    assert b"no answer within the deadline" in said
+    assert CAP_S - EARLY_S < took_s < CAP_S + 0.75
