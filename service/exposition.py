@@ -5,12 +5,18 @@ in the same files: counters never fall, and the files never get more.
 """
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
+from time import monotonic
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import PLATFORM_COLLECTOR, CollectorRegistry, ProcessCollector, start_http_server, values
+from prometheus_client import PLATFORM_COLLECTOR, CollectorRegistry, ProcessCollector, make_wsgi_app, values
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
@@ -20,6 +26,8 @@ from service.own_folder import OwnFolder, sweep
 
 FOLDER_PREFIX = "sam-metrics"
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's own name for it
+MAX_SCRAPES = 16  # at once; more are closed
+SCRAPE_S = 5.0  # for each, from its connection to the end of its answer
 
 
 @contextmanager
@@ -103,6 +111,39 @@ def _usage_of(pid: int) -> Iterable[Metric]:
     return ProcessCollector(pid=lambda: pid, registry=None).collect()
 
 
+class _ScrapeServer(ThreadingWSGIServer):
+    """Has a thread for each connection, but not for many, and for none for long."""
+
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._since_s: dict[Any, float] = {}
+        super().__init__(address, handler)
+
+    def verify_request(self, request: Any, _: object) -> bool:  # noqa: ANN401 - a socket, as the base class has it
+        """Whether there is room for one more connection."""
+        if len(self._since_s) >= MAX_SCRAPES:
+            return False
+        self._since_s[request] = monotonic()
+        return True
+
+    def service_actions(self) -> None:
+        """Twice a second, end what takes too long."""
+        for connection, since_s in self._since_s.copy().items():
+            if monotonic() - since_s > SCRAPE_S:
+                with suppress(OSError):  # it has just ended
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401
+        """Close a connection."""
+        self._since_s.pop(request, None)
+        super().shutdown_request(request)
+
+
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Log no scrapes."""
+
+
 @contextmanager
 def serving_metrics(host: str, port: int, folder: Path, *others: Collector) -> Iterator[None]:
     """Answer scrapes during the block, with what workers keep in `folder` and what `others` collect.
@@ -115,9 +156,11 @@ def serving_metrics(host: str, port: int, folder: Path, *others: Collector) -> I
     for collector in (*others, PLATFORM_COLLECTOR):
         registry.register(collector)
     try:
-        server, thread = start_http_server(port, host, registry)
+        server = make_server(host, port, make_wsgi_app(registry), _ScrapeServer, _SilentHandler)
     except OSError as error:
         raise StartError(f"metrics cannot listen on {host}:{port}; set SAM_METRICS_PORT to a free port") from error
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
     try:
         yield
     finally:
