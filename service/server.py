@@ -98,7 +98,7 @@ async def serve(
         segmenter = _segmenter(settings, backend, cache, decoder, rates, observer, canaries=canaries)
         tls = tls_files(settings)
         rpc = _rpc_server(settings, segmenter, authoriser, observer, tls)
-        http = HttpServer(create_app(segmenter, authoriser, observer), settings.drain_s, tls)
+        http = HttpServer(create_app(segmenter, authoriser, observer), observer, settings.drain_s, tls)
         http_socket = stack.enter_context(
             bound_socket(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT", reuse_port=True)
         )

@@ -13,7 +13,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import Authoriser
-from service.call import current_request_id
 from service.errors import InvalidPromptError, SegmentError
 from service.image import too_many_bytes
 from service.logs import log_failure
@@ -22,8 +21,9 @@ from service.observer import Observer
 from service.rest.json_body import check_json, is_json
 from service.rest.page import page
 from service.rest.presence import ClientPresence
-from service.rest.problems import problem, problem_from_error, problem_from_validation
+from service.rest.problems import Refused, problem, problem_from_error, problem_from_validation
 from service.rest.routes import health, prompts, router
+from service.rest.safe_headers import add_headers
 from service.rest.schemas import Problem
 from service.segmenter import Segmenter
 from service.status import INTERNAL, status_of
@@ -33,13 +33,6 @@ log = logging.getLogger(__name__)
 MULTIPART_OVERHEAD_BYTES = 1024 * 1024
 OUTCOME = "sam.outcome"  # where the error handlers leave the reason for the middleware
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is there to read it
-# Of every answer whose route says nothing else: it is not to be guessed at, framed or embedded by another site.
-SAFE_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-}
 
 
 def create_app(segmenter: Segmenter, authoriser: Authoriser, observer: Observer) -> FastAPI:
@@ -59,6 +52,7 @@ def create_app(segmenter: Segmenter, authoriser: Authoriser, observer: Observer)
     app.add_exception_handler(SegmentError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Refused, _on_refused)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_error)
     app.add_middleware(RequestObserver, observer=observer, segmenter=segmenter)
@@ -124,13 +118,6 @@ class RequestObserver:
             self._observer.end(call, f"{scope['method']} {route}", outcome, str(status))
 
 
-def add_headers(headers: MutableHeaders) -> None:
-    """Add to an answer the current call's request id, and the safe headers that its route has not set."""
-    headers["x-request-id"] = current_request_id()
-    for name, value in SAFE_HEADERS.items():
-        headers.setdefault(name, value)
-
-
 async def _on_disconnect(request: Request, _: Exception) -> Response:
     """Count a client that went away during a long request; that is its right, and no line in the log."""
     request.scope[OUTCOME] = CANCELLED
@@ -152,6 +139,13 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise TypeError from error
     return await _on_error(request, problem_from_validation(error.errors()))
+
+
+async def _on_refused(request: Request, error: Exception) -> Response:
+    if not isinstance(error, Refused):
+        raise TypeError from error
+    request.scope[OUTCOME] = error.reason
+    return problem(error.status_code, error.reason, error.detail)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -1,9 +1,11 @@
-"""What a request's client does while it is worked on: it may leave, and it may still be sending when it is answered."""
+"""What a request's client does while it is worked on: leave, send too slowly, or still send when it is answered."""
 
 import asyncio
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.rest.problems import REFUSAL, Refused
 
 
 class ClientPresence:
@@ -22,7 +24,7 @@ class ClientPresence:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = _Request(receive, send, owes_body=_announces_body(Headers(scope=scope)))
+        request = _Request(scope, receive, send)
         try:
             await self._app(scope, request.receive, request.send)
         except asyncio.CancelledError:
@@ -40,21 +42,28 @@ def _announces_body(headers: Headers) -> bool:
 class _Request:
     """One request under way, in the current task."""
 
-    def __init__(self, receive: Receive, send: Send, *, owes_body: bool) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("there is no task to end")
         self.task = task
         self.was_left = False
+        self._scope = scope
         self._receive = receive
         self._send = send
-        self._owes_body = owes_body
+        self._owes_body = _announces_body(Headers(scope=scope))
         self._answered = False
         self._listener: asyncio.Task[None] | None = None
 
     async def receive(self) -> Message:
-        """Pass on what the client sends; from the end of the body on, listen for its leaving."""
+        """Pass on what the client sends; from the end of the body on, listen for its leaving.
+
+        Raises:
+            Refused: the server has something to say of how the body comes.
+        """
         message = await self._receive()
+        if REFUSAL in self._scope:
+            raise Refused(*self._scope[REFUSAL])
         if message["type"] == "http.disconnect" and self._listener is None and not self._answered:
             self.was_left = True
             raise asyncio.CancelledError  # past the framework, which would make an answer for nobody, at some cost

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
+from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 
 from service.call import current_request_id
@@ -15,6 +16,7 @@ from service.status import INTERNAL, STATUS, message_of, retry_after_s_of, statu
 
 MEDIA_TYPE = "application/problem+json"
 MAX_NAME_CHARACTERS = 64
+REFUSAL = "sam.refusal"  # in a request's scope: the arguments of the `Refused` that ends the reading of its body
 
 # What every route may answer, for OpenAPI: HTTP status -> reasons.
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -24,6 +26,14 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     }
     for code in sorted({status.http for status in [*STATUS.values(), INTERNAL]})
 }
+
+
+class Refused(HTTPException):
+    """A request that is refused for how it came, not for what it is; the framework lets such errors through."""
+
+    def __init__(self, http: int, reason: str, detail: str) -> None:
+        super().__init__(http, detail)
+        self.reason = reason
 
 
 def problem_from_error(error: BaseException) -> JSONResponse:

@@ -1,14 +1,17 @@
-"""HTTP/1.1 that does not wait for ever: uvicorn's protocol with deadlines for what clients send, and a gentle close."""
+"""HTTP/1.1 that does not wait for ever: uvicorn's protocol with deadlines for clients, and a gentle close."""
 
 import asyncio
 from contextlib import suppress
 from functools import cache
 from random import uniform
+from time import monotonic
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.rest.problems import problem
+from service.observer import Observer
+from service.rest.problems import REFUSAL, problem
+from service.rest.safe_headers import SAFE_HEADERS
 
 HEADER_S = 5.0  # from a connection's first moment, or a request's first byte, until its headers are complete
 MAX_HEADER_BYTES = 32 * 1024
@@ -45,16 +48,19 @@ class PatientTransport:
 class DeadlineProtocol(HttpToolsProtocol):
     """One connection. A client that is too slow with its headers or its body is told so and left.
 
+    What is wrong with a body, the application says; with headers, of which it never hears, we do, and tell `observer`.
     An answer that comes before the request's last byte (401, 413, 429) is followed by an end of our side only; what the
     client still sends is thrown away for a while. Closing at once would reset the connection, and with it, often, the
     answer on its way.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's, whatever they are
+    def __init__(self, *args: Any, observer: Observer, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
         super().__init__(*args, **options)
         self.lingering = False
+        self._observer = observer
         self._timer: asyncio.TimerHandle | None = None
         self._in_headers = True
+        self._headers_since_s = monotonic()
         self._header_bytes = 0
         self._window_bytes = 0
 
@@ -75,6 +81,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self._in_headers:
             self._header_bytes += len(data)
             if self._timer is None:  # a further request on the connection, or just something
+                self._headers_since_s = monotonic()
                 self._set_timer(HEADER_S, self._end_slow)
         super().data_received(data)
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
@@ -82,11 +89,11 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin with the answer, and the wait for the body, unless the headers are too many."""
-        self._in_headers = False
-        self._clear_timer()
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES:
             self._refuse_headers()
             return
+        self._in_headers = False
+        self._clear_timer()
         super().on_headers_complete()
         self.cycle.transport = PatientTransport(self.transport, self, self.cycle)  # type: ignore[assignment] # all it uses of one
         self._window_bytes = 0
@@ -100,6 +107,8 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Be ready for the next request."""
+        if self.lingering:
+            return
         self._clear_timer()
         self._in_headers, self._header_bytes = True, 0
         if self.cycle is not None:
@@ -129,17 +138,29 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._refuse(431, "headers_too_large", f"the headers have more than {MAX_HEADER_BYTES} bytes")
 
     def _refuse(self, http: int, reason: str, detail: str) -> None:
-        """Answer instead of the application, and close."""
+        """Have the application answer that, where it reads the body; else answer instead of it, and close."""
         if self.transport.is_closing() or self.lingering:
             return
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-            self.transport.abort()  # in the middle of an answer there is no room for another
-            return
-        self.transport.write(_refusal(http, reason, detail))
         if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # the application learns that nobody waits
+            if self.cycle.response_started:
+                self.transport.abort()  # in the middle of an answer there is no room for another
+                return
             self.cycle.message_event.set()
+            if not self._in_headers:
+                self.cycle.scope[REFUSAL] = (http, reason, detail)  # type: ignore[literal-required]
+                return
+            self.cycle.disconnected = True  # the application learns that nobody waits
+        self._answer_headers(http, reason, detail)
         self.linger()
+
+    def _answer_headers(self, http: int, reason: str, detail: str) -> None:
+        """Refuse what was no request yet; a connection on which nothing came is none either, and is not told of."""
+        call = self._observer.begin("http", {})
+        call.start_s = self._headers_since_s
+        before_id, after_id = _refusal(http, reason, detail)
+        self.transport.write(before_id + call.request_id.encode() + after_id)
+        if self._header_bytes:
+            self._observer.end(call, "unknown", reason, str(http))
 
     def linger(self) -> None:
         """Send nothing more, and throw away what still comes, for a while or until the client ends it."""
@@ -162,8 +183,8 @@ class DeadlineProtocol(HttpToolsProtocol):
 
 
 @cache
-def _refusal(http: int, reason: str, detail: str) -> bytes:
-    """Return a whole answer, made once: slow clients come, and go, by the thousand."""
-    answer = problem(http, reason, detail, headers={"connection": "close"})
+def _refusal(http: int, reason: str, detail: str) -> tuple[bytes, bytes]:
+    """Return what comes before and after the request id, made once: slow clients come, and go, by the thousand."""
+    answer = problem(http, reason, detail, headers={"connection": "close", **SAFE_HEADERS})
     headers = b"".join(name + b": " + value + b"\r\n" for name, value in answer.raw_headers)
-    return STATUS_LINE[http] + headers + b"\r\n" + bytes(answer.body)
+    return STATUS_LINE[http] + headers + b"x-request-id: ", b"\r\n\r\n" + bytes(answer.body)

@@ -9,6 +9,7 @@ from functools import partial
 import uvicorn
 from fastapi import FastAPI
 
+from service.observer import Observer
 from service.rest.protocol import HEADER_S, LINGER_S, DeadlineProtocol
 from service.tls import TlsFiles
 
@@ -19,9 +20,12 @@ ACCEPTS_PER_TURN = 2
 
 
 class HttpServer(uvicorn.Server):
-    """`app` over HTTP/1.1, with `tls` only over that; what is under way at the end has `drain_s` to finish."""
+    """`app` over HTTP/1.1, with `tls` only over that; what is under way at the end has `drain_s` to finish.
 
-    def __init__(self, app: FastAPI, drain_s: float, tls: TlsFiles | None) -> None:
+    `observer` is told of what `app` never hears of.
+    """
+
+    def __init__(self, app: FastAPI, observer: Observer, drain_s: float, tls: TlsFiles | None) -> None:
         config = uvicorn.Config(
             app,
             http=DeadlineProtocol,
@@ -35,6 +39,7 @@ class HttpServer(uvicorn.Server):
             ssl_context_factory=(lambda *_: tls.ssl_context()) if tls else None,
         )
         super().__init__(config)
+        self._observer = observer
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -45,7 +50,11 @@ class HttpServer(uvicorn.Server):
         """Take connections on `sockets`. Uvicorn's own way has no bound on TLS handshakes but asyncio's: a minute."""
         await self.lifespan.startup()
         make = partial(
-            DeadlineProtocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            DeadlineProtocol,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            observer=self._observer,
         )
         is_tls = self.config.ssl is not None
         self.servers = []

@@ -1,6 +1,8 @@
-"""How HTTP requests that do not end well are counted and logged, by the application alone."""
+"""How HTTP requests that do not end well are counted and logged, by the application alone or with its server."""
 
 import asyncio
+import logging
+import socket
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -16,7 +18,10 @@ from service.gate import Gate
 from service.image import ImageLimits
 from service.metrics import Metrics
 from service.observer import Observer
-from service.rest.app import SAFE_HEADERS, create_app
+from service.rest import protocol
+from service.rest.app import create_app
+from service.rest.safe_headers import SAFE_HEADERS
+from service.rest.server import HttpServer
 
 MULTIPART = (b"content-type", b"multipart/form-data; boundary=x")
 JSON = (b"content-type", b"application/json")
@@ -36,9 +41,18 @@ class BrokenCore:
 
 
 @pytest.fixture
-def app() -> tuple[FastAPI, CollectorRegistry]:
-    registry = CollectorRegistry()
-    return create_app(BrokenCore(), Authoriser({}), Observer(Metrics(registry))), registry
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def observer(registry: CollectorRegistry) -> Observer:
+    return Observer(Metrics(registry))
+
+
+@pytest.fixture
+def app(observer: Observer, registry: CollectorRegistry) -> tuple[FastAPI, CollectorRegistry]:
+    return create_app(BrokenCore(), Authoriser({}), observer), registry
 
 
 def outcomes(registry: CollectorRegistry) -> list[tuple[str, str]]:
@@ -205,3 +219,70 @@ def test_a_route_s_own_headers_stay(app: tuple[FastAPI, CollectorRegistry]) -> N
     answer = asyncio.run(ask())
     assert answer.headers.get_list("x-frame-options") == ["SAMEORIGIN"]
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+UPLOAD = b"PUT /v1/images/a HTTP/1.1\r\nhost: me\r\nx-request-id: id-1\r\n"
+PUT = "PUT /v1/images/{image_id}"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "reason", "route"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nhost: m", 408, "too_slow", "unknown"),
+        (b"what is this?\r\n\r\n", 400, "bad_request", "unknown"),
+        (
+            b"GET / HTTP/1.1\r\nx: " + bytes(protocol.MAX_HEADER_BYTES).hex().encode(),
+            431,
+            "headers_too_large",
+            "unknown",
+        ),
+        (UPLOAD + b"content-length: 9\r\n\r\nx", 408, "too_slow", PUT),
+        (UPLOAD + b"transfer-encoding: chunked\r\n\r\nx", 400, "bad_request", PUT),
+        (b"", 408, "too_slow", None),
+    ],
+)
+def test_what_the_server_refuses_is_counted_logged_and_answered_like_any_other_request(  # noqa: PLR0913 - of pytest
+    *,
+    app: tuple[FastAPI, CollectorRegistry],
+    observer: Observer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    sent: bytes,
+    status: int,
+    reason: str,
+    route: str | None,
+) -> None:
+    """A connection on which nothing came was no request."""
+    caplog.set_level(logging.INFO, "service.access")
+    monkeypatch.setattr(protocol, "HEADER_S", 0.2)
+    monkeypatch.setattr(protocol, "BODY_WINDOW_S", 0.2)
+    answer = asyncio.run(answer_to(sent, HttpServer(app[0], observer, 1.0, None)))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = dict(line.split(": ") for line in lines)
+    assert first.startswith(f"HTTP/1.1 {status} ")
+    assert f'"reason":"{reason}"'.encode() in body
+    assert len(body) == int(headers["content-length"])
+    assert headers["connection"] == "close"
+    assert {name: headers[name] for name in SAFE_HEADERS} == SAFE_HEADERS
+    assert (headers["x-request-id"] == "id-1") == (route == PUT)
+    assert len(headers["x-request-id"]) >= len("id-1")
+    assert outcomes(app[1]) == ([(route, reason)] if route else [])
+    told = [record.fields for record in caplog.records if record.name == "service.access"]  # type: ignore[attr-defined]
+    assert [(each["route"], each["outcome"], each["status"]) for each in told] == (
+        [(route, reason, str(status))] if route else []
+    )
+    assert status != 408 or all(each["ms"] > 190 for each in told)
+
+
+async def answer_to(sent: bytes, server: HttpServer) -> bytes:
+    """Return all that a client gets that sends this and waits."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    reader, writer = await asyncio.open_connection(*listening.getsockname())
+    writer.write(sent)
+    answer = await reader.read()
+    writer.close()
+    server.should_exit = True
+    await serving
+    return answer
