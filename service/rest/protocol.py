@@ -10,6 +10,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.observer import Observer
+from service.rest.answer_pace import AnswerPace
 from service.rest.problems import REFUSAL, problem
 from service.rest.safe_headers import SAFE_HEADERS
 
@@ -18,6 +19,7 @@ MAX_HEADER_BYTES = 32 * 1024
 BODY_WINDOW_S = 5.0  # in each of these a body must bring so many bytes, unless it is done, or we make it wait
 MIN_BODY_BYTES_PER_S = 32 * 1024
 LINGER_S = 5.0  # for a client that was answered before it had sent all
+TAKING_S = 0.1  # until a connection that is to be closed is looked at again
 LATER_FACTOR = 1.1  # by so much, at most, each of these waits is longer
 
 
@@ -31,7 +33,7 @@ class PatientTransport:
 
     def write(self, data: bytes) -> None:
         """Write to the connection."""
-        self._transport.write(data)
+        self._protocol.write(data)
 
     def is_closing(self) -> bool:
         """Whether the connection is closed, or about to be."""
@@ -42,7 +44,7 @@ class PatientTransport:
         if self._cycle.more_body and not self.is_closing():
             self._protocol.linger()
         else:
-            self._transport.close()
+            self._protocol.close()
 
 
 class DeadlineProtocol(HttpToolsProtocol):
@@ -67,11 +69,13 @@ class DeadlineProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Begin with the wait for a request."""
         super().connection_made(transport)
+        self._pace = AnswerPace(self.loop, transport)
         self._set_timer(HEADER_S, self._end_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave no timer behind."""
         self._clear_timer()
+        self._pace.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -158,18 +162,43 @@ class DeadlineProtocol(HttpToolsProtocol):
         call = self._observer.begin("http", {})
         call.start_s = self._headers_since_s
         before_id, after_id = _refusal(http, reason, detail)
-        self.transport.write(before_id + call.request_id.encode() + after_id)
+        self.write(before_id + call.request_id.encode() + after_id)
         if self._header_bytes:
             self._observer.end(call, "unknown", reason, str(http))
+
+    def write(self, data: bytes) -> None:
+        """Write to the connection, and have an eye on how it is taken."""
+        self.transport.write(data)
+        self._pace.wrote(len(data))
 
     def linger(self) -> None:
         """Send nothing more, and throw away what still comes, for a while or until the client ends it."""
         self.lingering = True
         self.flow.resume_reading()
-        self._set_timer(LINGER_S, self.transport.close)
+        self._set_timer(LINGER_S, self.close)
         if self.transport.can_write_eof():
             with suppress(OSError):  # the client has gone, which the event loop has not come to hear yet
                 self.transport.write_eof()
+
+    def close(self) -> None:
+        """Close when all is taken. Asyncio waits for that as well, but with TLS only for so long."""
+        if not self.transport.can_write_eof() and self._pace.is_behind():
+            self.lingering = True
+            self.pipeline.clear()
+            self._set_timer(TAKING_S, self.close)
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that has been idle for long, or has taken as long for an answer."""
+        self.close()
+
+    def shutdown(self) -> None:
+        """Close the connection at the server's end, now or after the answer."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.close()
+        else:
+            self.cycle.keep_alive = False
 
     def _set_timer(self, delay_s: float, then: Any) -> None:  # noqa: ANN401 - any function
         """Have `then` called in a while, unless something comes first. Who came together does not end together."""

@@ -1,5 +1,7 @@
-"""Slow clients: header 5 s, body at 32 KiB/s or more; they change nothing for others."""
+"""Slow clients: header 5 s, body and answer at 32 KiB/s or more; they change nothing for others."""
 
+import json
+import select
 import socket
 import statistics
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.rest.answer_pace import FIRST_LOOK_S, WINDOW_S
 from service.rest.protocol import BODY_WINDOW_S, HEADER_S, MAX_HEADER_BYTES
 from tests.faults.conftest import Report
 from tests.running import RunningService, sockets_of
@@ -38,6 +41,14 @@ def connected(service: RunningService) -> socket.socket:
 def upload(length: int, *headers: str, key: str = KEY) -> bytes:
     lines = ["PUT /v1/images/slow HTTP/1.1", "host: me", f"authorization: Bearer {key}", f"content-length: {length}"]
     return "\r\n".join([*lines, *headers, "", ""]).encode()
+
+
+def asking(prompts: int, *headers: str) -> bytes:
+    """Ask for some 55 KB a prompt."""
+    body = json.dumps(CLICK | {"prompts": prompts * CLICK["prompts"], "multimask": True, "include_logits": True})
+    lines = ["POST /v1/images/cat/masks HTTP/1.1", "host: me", f"authorization: Bearer {KEY}", *headers]
+    lines += ["content-type: application/json", f"content-length: {len(body)}"]
+    return "\r\n".join([*lines, "", body]).encode()
 
 
 def answer_on(sock: socket.socket) -> bytes:
@@ -89,6 +100,57 @@ def test_a_slow_client_is_left(left_after: dict[str, Future[tuple[float, bytes]]
     assert said.startswith(b"HTTP/1.1 408 ")
     assert b'"reason":"too_slow"' in said
     report("slow clients", f"{name}: left after {limit_s:g} s", f"{seconds:.2f} s")
+
+
+def little_room(service: RunningService) -> socket.socket:
+    """Connect a client whose system takes little that it does not read."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+    sock.settimeout(60)
+    sock.connect(("127.0.0.1", int(service.settings["SAM_HTTP_PORT"])))
+    return sock
+
+
+def seconds_until_reset(service: RunningService, requests: bytes) -> float:
+    """Send requests, read no answer, and return when the server ended it."""
+    with little_room(service) as sock:
+        sock.sendall(requests)
+        start_s = time.monotonic()
+        poll = select.poll()
+        poll.register(sock, 0)
+        assert poll.poll(60_000)
+        return time.monotonic() - start_s
+
+
+def test_a_client_that_does_not_take_its_answer_is_left(service: RunningService, cat: bytes, report: Report) -> None:
+    """Whether or not its connection is kept; an upload that it sends as well makes nobody wait for long."""
+    (worker,) = service.worker_pids()
+    unread = (
+        asking(256),
+        asking(256, "connection: close"),
+        asking(256) + upload(4 * MIB) + cat + bytes(4 * MIB - len(cat)),
+    )
+    with ThreadPoolExecutor(len(unread)) as pool:
+        waits = [pool.submit(seconds_until_reset, service, requests) for requests in unread]
+        wait_until(lambda: service.metrics()["sam_body_bytes"] >= 4 * MIB)
+        httpx.put(f"{service.url}/v1/images/other", content=cat, headers=BEARER).raise_for_status()
+        seconds = [wait.result() for wait in waits]
+    assert max(seconds) < FIRST_LOOK_S + WINDOW_S + MARGIN_S
+    wait_until(lambda: connections(service, worker) == 0 and service.metrics()["sam_body_bytes"] == 0)
+    report("slow clients", f"an answer not taken: left after {FIRST_LOOK_S + WINDOW_S:g} s", f"{max(seconds):.2f} s")
+
+
+def test_an_answer_that_is_taken_slowly_but_steadily_comes_to_its_end(service: RunningService) -> None:
+    """At some 48 KiB/s, for longer than two windows."""
+    with little_room(service) as sock:
+        sock.sendall(asking(22, "connection: close"))
+        received = b""
+        while part := sock.recv(4096):
+            received += part
+            time.sleep(len(part) / (48 * 1024))
+    headers, _, body = received.partition(b"\r\n\r\n")
+    assert f"content-length: {len(body)}\r\n".encode() in headers + b"\r\n"
+    assert len(body) > 2 * WINDOW_S * 48 * 1024
 
 
 def test_a_connection_may_be_used_again_after_a_while_but_not_for_a_slow_request(service: RunningService) -> None:

@@ -2,17 +2,21 @@
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
+import trustme
 from fastapi import FastAPI, Response
 from prometheus_client import CollectorRegistry
 
 from service.metrics import Metrics
 from service.observer import Observer
-from service.rest import protocol
+from service.rest import answer_pace, protocol
+from service.rest import server as server_module
 from service.rest.server import HttpServer
 from service.tls import TlsFiles
 
@@ -72,3 +76,64 @@ def test_a_client_whose_headers_were_too_large_is_left_even_if_it_stays(monkeypa
             writer.close()
 
     asyncio.run(scenario())
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls(authority: trustme.CA, tmp_path: Path) -> TlsFiles:
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    return TlsFiles(tmp_path / "cert.pem", tmp_path / "key.pem")
+
+
+def ask_over_tls(authority: trustme.CA, address: tuple[str, int], headers: bytes) -> ssl.SSLSocket:
+    """Ask for the answer; what is not read of it stays with the server."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+    sock.connect(address)
+    asked = context.wrap_socket(sock, server_hostname="127.0.0.1")
+    asked.sendall(b"GET / HTTP/1.1\r\nhost: me\r\n" + headers + b"\r\n")
+    return asked
+
+
+@pytest.mark.parametrize("headers", [b"", b"connection: close\r\n"])
+def test_a_client_that_does_not_take_its_answer_is_left_over_tls_too(
+    authority: trustme.CA, tls: TlsFiles, monkeypatch: pytest.MonkeyPatch, headers: bytes
+) -> None:
+    for name in ("FIRST_LOOK_S", "WINDOW_S"):
+        monkeypatch.setattr(answer_pace, name, TIMEOUT_S)
+
+    async def scenario() -> None:
+        async with serving(tls) as (server, address):
+            with await asyncio.to_thread(ask_over_tls, authority, address, headers):
+                await until_none_is_connected(server)
+
+    asyncio.run(scenario())
+
+
+def test_over_tls_a_connection_is_closed_when_its_answer_is_taken_and_not_before(
+    authority: trustme.CA, tls: TlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asyncio's own bound is for all that TLS does when it ends, and that includes what is still to be sent."""
+    monkeypatch.setattr(server_module, "LINGER_S", TIMEOUT_S)
+
+    def taken_slowly(address: tuple[str, int]) -> int:
+        nbytes = 0
+        with ask_over_tls(authority, address, b"connection: close\r\n") as asked:
+            while part := asked.recv(1_000_000):
+                nbytes += len(part)
+                time.sleep(len(part) / len(ANSWER) * 5 * TIMEOUT_S)
+        return nbytes
+
+    async def scenario() -> int:
+        async with serving(tls) as (_, address):
+            return await asyncio.to_thread(taken_slowly, address)
+
+    assert asyncio.run(scenario()) > len(ANSWER)
