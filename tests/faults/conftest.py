@@ -19,7 +19,7 @@ PROMISED = {
     "truthful health": ("killed: unready", "frozen: unready", "killed: ready", "frozen: ready", "meanwhile", "shared"),
     "drain loses nothing": ("SIGTERM",),
     "retries cannot storm": ("connections cut", "Triton killed", "timeouts"),
-    "bombs and broken images": ("unread", "within", "mutated", "crash", "runaway"),
+    "bombs and broken images": ("unread", "within", "mutated", "decoder's crash", "runaway"),
     "slow clients": ("header", "body", "slow sockets", "resets", "pings"),
     "fairness": ("others' p99", "rate_limited"),
     "memory is bounded": ("gateway_mib", "fds", "tasks", "shm_mib", "slope", "cancelled calls"),
