@@ -169,7 +169,8 @@ class Settings(BaseSettings):
     max_bytes_in_flight: int = Field(
         default=256 * MIB,
         ge=1,
-        description="Bytes of request bodies a worker holds at once, which bounds its memory; more are refused.",
+        description="Bytes of request bodies a worker holds at once, which bounds its memory; more are refused. A gRPC "
+        "message that is not there at once counts as the largest, twice SAM_MAX_IMAGE_BYTES: more for slow uploads.",
     )
     tenant_rate: float = Field(
         default=0.0,
