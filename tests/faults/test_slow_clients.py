@@ -1,4 +1,4 @@
-"""Slow clients: header 5 s, body and answer at 32 KiB/s or more; they change nothing for others."""
+"""Slow clients: header 5 s, body at 32 KiB/s, answer at 16 KiB/s or more; they change nothing for others."""
 
 import json
 import select

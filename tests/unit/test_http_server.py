@@ -118,6 +118,24 @@ def test_a_client_that_does_not_take_its_answer_is_left_over_tls_too(
     asyncio.run(scenario())
 
 
+def test_nobody_is_left_for_slowness_where_the_kernel_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As gVisor's, which answers the same questions with zeros."""
+    for name in ("FIRST_LOOK_S", "WINDOW_S"):
+        monkeypatch.setattr(answer_pace, name, TIMEOUT_S / 4)
+    monkeypatch.setattr(answer_pace, "_progress_of", lambda _: (0, 0))
+
+    async def scenario() -> bytes:
+        async with serving() as (_, address):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"GET / HTTP/1.1\r\nhost: me\r\nconnection: close\r\n\r\n")
+            await asyncio.sleep(TIMEOUT_S)
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    assert asyncio.run(scenario()).endswith(ANSWER)
+
+
 def test_over_tls_a_connection_is_closed_when_its_answer_is_taken_and_not_before(
     authority: trustme.CA, tls: TlsFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
