@@ -24,8 +24,12 @@ LINGER_S = 1.0  # after the last request: for its answer, and the end of watches
 NEVER_S = 86_400.0  # for gRPC's own grace: where that runs out while another call ends the server, the process crashes
 REFUSED_IMAGE_FACTOR = 2  # what is larger, gRPC refuses itself: RESOURCE_EXHAUSTED, without our reason
 
-# What one connection may ask of the server, in C-core's own words (grpc/impl/channel_arg_names.h).
-CONNECTION_LIMITS = [
+# What others may ask of the server, in C-core's own words (grpc/impl/channel_arg_names.h).
+LIMITS = [
+    # Calls that came and were not looked at. Beyond the first number C-core cancels some, beyond the second all, and
+    # tells neither why nor when to come back; left to itself, a thousand that come in a moment are too many for it.
+    ("grpc.server.max_pending_requests", 8_192),
+    ("grpc.server.max_pending_requests_hard_limit", 10_000),  # some 10 KB each
     # What has not been asked for is held at 64 KiB of each call; left to itself, C-core would let up to 128 MiB come.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.compression_enabled_algorithms_bitset", 1),  # none: 60 KB compressed can be 60 MB, and images are already
@@ -73,7 +77,7 @@ class RpcServer:
         self._server: Any = grpc.aio.server(
             interceptors=[self._requests],
             options=[
-                *CONNECTION_LIMITS,
+                *LIMITS,
                 ("grpc.so_reuseport", 1),  # the supervisor has made sure that only workers share the port
                 ("grpc.max_connection_age_ms", round(1000 * connection_age_s)),
                 ("grpc.max_connection_age_grace_ms", round(1000 * connection_grace_s)),

@@ -5,12 +5,19 @@ share this machine's cores. What is asserted of times in the short form is what 
 """
 
 import os
+import signal
+import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 
+import grpc
 import httpx
 import pytest
 
 from benchmarks.load import OK, PHOTO, Load, Samples, run_loads
+from service.rpc.pb import segment_anything_pb2 as pb
+from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from tests.faults.conftest import Report
 from tests.running import RunningService
 from tests.slow_models import INSTANCES, SlowModels, slow_models
@@ -120,6 +127,27 @@ def test_bodies_in_flight_are_bounded() -> None:
             assert samples.of("overloaded")
             refused += len(samples.of("overloaded"))
         assert service.metrics()['sam_refusals_total{why="bytes"}'] == refused
+
+
+def test_grpc_calls_that_come_while_a_worker_stands_still_are_answered(slow: RunningService, report: Report) -> None:
+    """Left to itself, C-core cancels some of more than a thousand at once, and tells neither why nor until when."""
+    (worker,) = slow.worker_pids()
+    count, per_channel = 2000, 200
+    apart = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
+    with ExitStack() as stack:
+        channels = [grpc.insecure_channel(slow.grpc_address, options=apart) for _ in range(count // per_channel)]
+        stubs = [pb_grpc.SegmentAnythingStub(stack.enter_context(each)) for each in channels]
+        for each in stubs:
+            each.GetModel(pb.GetModelRequest(), timeout=20)
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            calls = [each.GetModel.future(pb.GetModelRequest(), timeout=30) for each in stubs * per_channel]
+            time.sleep(1)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        codes = Counter(each.code().name for each in calls)
+    report(PROMISE, "gRPC calls that come while a worker stands still", f"{codes['OK']} of {count} answered")
+    assert codes == {"OK": count}
 
 
 def worker_cpu_s(service: RunningService) -> float:
