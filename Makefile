@@ -65,12 +65,12 @@ generate: .venv/.test
 # pytriton's own requirements (numpy < 2 among them) are for its Python API; only the server it carries is used.
 .venv/.serve: pyproject.toml constraints.txt
 	@test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[serve,cpu]'
-	$(BIN)/pip install --quiet --no-deps $(PYTRITON)
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[serve,cpu]'
+	$(BIN)/pip install --quiet --no-compile --no-deps $(PYTRITON)
 	@touch $@
 
 .venv/.test: .venv/.serve
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[serve,cpu,otel,export,test]'
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[serve,cpu,otel,export,test]'
 	@touch $@
 
 .venv/checkov/bin/checkov: .venv/.serve
@@ -78,7 +78,7 @@ generate: .venv/.test
 	.venv/checkov/bin/pip install --quiet --no-compile $(CHECKOV)
 
 .venv/.bench: .venv/.test
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[serve,cpu,otel,export,test,bench]'
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[serve,cpu,otel,export,test,bench]'
 	@touch $@
 
 clean:

@@ -122,6 +122,7 @@ def seconds_until_reset(service: RunningService, requests: bytes) -> float:
         return time.monotonic() - start_s
 
 
+@pytest.mark.waits_long  # tests/unit/test_http_server.py has it with a shorter time
 def test_a_client_that_does_not_take_its_answer_is_left(service: RunningService, cat: bytes, report: Report) -> None:
     """Whether or not its connection is kept; an upload that it sends as well makes nobody wait for long."""
     (worker,) = service.worker_pids()
@@ -140,6 +141,7 @@ def test_a_client_that_does_not_take_its_answer_is_left(service: RunningService,
     report("slow clients", f"an answer not taken: left after {FIRST_LOOK_S + WINDOW_S:g} s", f"{max(seconds):.2f} s")
 
 
+@pytest.mark.waits_long  # tests/unit/test_http_server.py has it with a shorter time
 def test_an_answer_that_is_taken_slowly_but_steadily_comes_to_its_end(service: RunningService) -> None:
     """At some 48 KiB/s, for longer than two windows."""
     with little_room(service) as sock:

@@ -37,9 +37,15 @@ async def serving(tls: TlsFiles | None = None) -> AsyncIterator[tuple[HttpServer
     await task
 
 
+async def until_one_is_connected(server: HttpServer) -> None:
+    async with asyncio.timeout(10):
+        while not server.server_state.connections:  # noqa: ASYNC110 - a set, which tells nobody
+            await asyncio.sleep(0.001)
+
+
 async def until_none_is_connected(server: HttpServer) -> None:
     async with asyncio.timeout(10):
-        while server.server_state.connections:  # noqa: ASYNC110 - a set, which tells nobody
+        while server.server_state.connections:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
@@ -52,8 +58,7 @@ def test_a_slow_client_that_is_gone_in_the_moment_of_its_timeout_is_forgotten(
     async def scenario() -> None:
         async with serving() as (server, address):
             client = socket.create_connection(address)
-            while not server.server_state.connections:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await until_one_is_connected(server)
             loop = asyncio.get_running_loop()
             loop.call_later(TIMEOUT_S / 4, client.close)  # in one turn with the timeout, since nothing turns meanwhile
             time.sleep(2 * TIMEOUT_S)  # noqa: ASYNC251 - that is what for
@@ -91,29 +96,64 @@ def tls(authority: trustme.CA, tmp_path: Path) -> TlsFiles:
     return TlsFiles(tmp_path / "cert.pem", tmp_path / "key.pem")
 
 
-def ask_over_tls(authority: trustme.CA, address: tuple[str, int], headers: bytes) -> ssl.SSLSocket:
-    """Ask for the answer; what is not read of it stays with the server."""
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
-    sock.connect(address)
-    asked = context.wrap_socket(sock, server_hostname="127.0.0.1")
+def ask(address: tuple[str, int], headers: bytes, authority: trustme.CA | None = None) -> socket.socket:
+    """Ask for the answer, over TLS where an authority says whom to trust; what is not read stays with the server."""
+    asked = socket.socket()
+    asked.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+    asked.connect(address)
+    if authority is not None:
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        asked = context.wrap_socket(asked, server_hostname="127.0.0.1")
     asked.sendall(b"GET / HTTP/1.1\r\nhost: me\r\n" + headers + b"\r\n")
     return asked
 
 
 @pytest.mark.parametrize("headers", [b"", b"connection: close\r\n"])
-def test_a_client_that_does_not_take_its_answer_is_left_over_tls_too(
-    authority: trustme.CA, tls: TlsFiles, monkeypatch: pytest.MonkeyPatch, headers: bytes
+@pytest.mark.parametrize("secured", [False, True])
+def test_a_client_that_does_not_take_its_answer_is_left(
+    authority: trustme.CA,
+    tls: TlsFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    secured: bool,  # noqa: FBT001 - pytest passes it
+    headers: bytes,
 ) -> None:
     for name in ("FIRST_LOOK_S", "WINDOW_S"):
         monkeypatch.setattr(answer_pace, name, TIMEOUT_S)
 
     async def scenario() -> None:
-        async with serving(tls) as (server, address):
-            with await asyncio.to_thread(ask_over_tls, authority, address, headers):
+        async with serving(tls if secured else None) as (server, address):
+            with await asyncio.to_thread(ask, address, headers, authority if secured else None):
+                await until_one_is_connected(server)
                 await until_none_is_connected(server)
+
+    caplog.set_level("INFO", "service.rest.answer_pace")
+    asyncio.run(scenario())
+    assert "answer.not_taken" in caplog.messages
+
+
+@pytest.mark.parametrize("secured", [False, True])
+def test_a_client_that_takes_its_answer_slowly_but_steadily_is_not_left(
+    authority: trustme.CA,
+    tls: TlsFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    secured: bool,  # noqa: FBT001
+) -> None:
+    """For four windows, at some four times the least pace."""
+    for name in ("FIRST_LOOK_S", "WINDOW_S"):
+        monkeypatch.setattr(answer_pace, name, TIMEOUT_S)
+    monkeypatch.setattr(answer_pace, "MIN_WINDOW_BYTES", 32 * 1024)
+
+    def take(address: tuple[str, int]) -> None:
+        with ask(address, b"", authority if secured else None) as asked:
+            for _ in range(4 * 8):
+                assert asked.recv(16 * 1024)
+                time.sleep(TIMEOUT_S / 8)
+
+    async def scenario() -> None:
+        async with serving(tls if secured else None) as (_, address):
+            await asyncio.to_thread(take, address)
 
     asyncio.run(scenario())
 
@@ -144,7 +184,7 @@ def test_over_tls_a_connection_is_closed_when_its_answer_is_taken_and_not_before
 
     def taken_slowly(address: tuple[str, int]) -> int:
         nbytes = 0
-        with ask_over_tls(authority, address, b"connection: close\r\n") as asked:
+        with ask(address, b"connection: close\r\n", authority) as asked:
             while part := asked.recv(1_000_000):
                 nbytes += len(part)
                 time.sleep(len(part) / len(ANSWER) * 5 * TIMEOUT_S)
