@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTRITON := nvidia-pytriton==0.7.0
 CHECKOV := checkov==3.3.30
 
-.PHONY: help serve test check k8s-check faults bench format generate clean
+.PHONY: help serve test test-export test-outside check k8s-check faults bench format generate clean
 
 help:
 	@echo "make serve   a real Triton on the CPU, the bundled sam-tiny model, and the gateway"
@@ -17,8 +17,18 @@ help:
 serve: .venv/.serve
 	@exec $(BIN)/python -m service --embedded
 
+# Tests that no load disturbs run in two halves at once; the others have the machine to themselves.
+EXPORT := tests/export
+OUTSIDE := tests/browser tests/container tests/k8s
 test: check
-	$(BIN)/python -m pytest --ignore=tests/unit
+	$(MAKE) --no-print-directory --jobs=2 --output-sync test-export test-outside
+	$(BIN)/python -m pytest $(addprefix --ignore=,tests/unit $(EXPORT) $(OUTSIDE))
+
+test-export: .venv/.test
+	$(BIN)/python -m pytest $(EXPORT)
+
+test-outside: .venv/.test
+	$(BIN)/python -m pytest $(OUTSIDE)
 
 check: .venv/.test
 	$(BIN)/ruff format --check .

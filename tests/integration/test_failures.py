@@ -35,14 +35,16 @@ def test_a_frozen_triton_costs_deadlines_then_refusals_and_recovers_by_itself(ca
         os.kill(triton, signal.SIGSTOP)
         try:
             with concurrent.futures.ThreadPoolExecutor(2) as pool:
-                late = [pool.submit(caller.embed, "late", cat + bytes(n), 3.0) for n, caller in enumerate(callers)]
+                at_work = pool.submit(callers[0].embed, "late", cat, 4.0)
+                time.sleep(0.5)
+                waiting = pool.submit(callers[1].embed, "later", cat + b"!", 2.0)  # its turn does not come in time
                 time.sleep(0.5)
                 for probing in (RestCaller(service.url), GrpcCaller(service.grpc_address)):
                     refused = probing.embed("one-more", cat)
                     probing.close()
                     assert isinstance(refused, Failure)
                     assert (refused.reason, refused.retry) == ("overloaded", True)
-            assert [future.result().reason for future in late] == ["deadline_exceeded"] * 2
+            assert [each.result().reason for each in (waiting, at_work)] == ["deadline_exceeded"] * 2
         finally:
             os.kill(triton, signal.SIGCONT)
         service.wait_for("/readyz", 200)
