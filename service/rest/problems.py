@@ -18,13 +18,19 @@ MEDIA_TYPE = "application/problem+json"
 MAX_NAME_CHARACTERS = 64
 REFUSAL = "sam.refusal"  # in a request's scope: the arguments of the `Refused` that ends the reading of its body
 
+BAD_REQUEST, TOO_SLOW, HEADERS_TOO_LARGE = (400, "bad_request"), (408, "too_slow"), (431, "headers_too_large")
+
 # What every route may answer, for OpenAPI: HTTP status -> reasons.
+REASONS = [
+    *((status.http, status.reason) for status in [*STATUS.values(), INTERNAL]),
+    *(BAD_REQUEST, TOO_SLOW, HEADERS_TOO_LARGE),
+]
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {
-        "description": ", ".join(status.reason for status in [*STATUS.values(), INTERNAL] if status.http == code),
+        "description": ", ".join(reason for http, reason in REASONS if http == code),
         "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
-    for code in sorted({status.http for status in [*STATUS.values(), INTERNAL]})
+    for code in sorted({http for http, _ in REASONS})
 }
 
 

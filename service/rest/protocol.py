@@ -11,16 +11,21 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.observer import Observer
 from service.rest.answer_pace import AnswerPace
-from service.rest.problems import REFUSAL, problem
+from service.rest.problems import BAD_REQUEST, HEADERS_TOO_LARGE, REFUSAL, TOO_SLOW, problem
 from service.rest.safe_headers import SAFE_HEADERS
 
 HEADER_S = 5.0  # from a connection's first moment, or a request's first byte, until its headers are complete
 MAX_HEADER_BYTES = 32 * 1024
+MAX_PIPELINED = 16  # requests that wait on a connection for their turn; each is eighty times what it takes to send it
 BODY_WINDOW_S = 5.0  # in each of these a body must bring so many bytes, unless it is done, or we make it wait
 MIN_BODY_BYTES_PER_S = 32 * 1024
 LINGER_S = 5.0  # for a client that was answered before it had sent all
 TAKING_S = 0.1  # until a connection that is to be closed is looked at again
 LATER_FACTOR = 1.1  # by so much, at most, each of these waits is longer
+
+
+class TooManyWaitError(Exception):
+    """Ends the parsing of what a client sends that asks and asks, and waits for no answer."""
 
 
 class PatientTransport:
@@ -65,6 +70,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._headers_since_s = monotonic()
         self._header_bytes = 0
         self._window_bytes = 0
+        self._bodiless_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Begin with the wait for a request."""
@@ -87,12 +93,22 @@ class DeadlineProtocol(HttpToolsProtocol):
             if self._timer is None:  # a further request on the connection, or just something
                 self._headers_since_s = monotonic()
                 self._set_timer(HEADER_S, self._end_slow)
+        else:
+            self._bodiless_bytes += len(data)
         super().data_received(data)
-        if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
+        if (self._header_bytes if self._in_headers else self._bodiless_bytes) > MAX_HEADER_BYTES:
             self._refuse_headers()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; not a trailer, which would pass for one that the proxies before us have looked at."""
+        if self._in_headers:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        """Begin with the answer, and the wait for the body, unless the headers are too many."""
+        """Begin with the answer, and the wait for the body, unless the headers are too many, or the requests."""
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self.transport.abort()
+            raise TooManyWaitError
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES:
             self._refuse_headers()
             return
@@ -100,12 +116,13 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._clear_timer()
         super().on_headers_complete()
         self.cycle.transport = PatientTransport(self.transport, self, self.cycle)  # type: ignore[assignment] # all it uses of one
-        self._window_bytes = 0
+        self._window_bytes = self._bodiless_bytes = 0
         self._set_timer(BODY_WINDOW_S, self._check_body)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
         if self.cycle is not None:
+            self._bodiless_bytes = 0
             self._window_bytes += len(body)
             super().on_body(body)
 
@@ -132,14 +149,14 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self._in_headers and self.cycle is not None and not self.cycle.response_complete:
             self._set_timer(HEADER_S, self._end_slow)
             return
-        self._refuse(408, "too_slow", "the request came too slowly; send it at once")
+        self._refuse(*TOO_SLOW, "the request came too slowly; send it at once")
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the parser's words are no news for the client
         """Answer what is no HTTP."""
-        self._refuse(400, "bad_request", "this is not HTTP/1.1")
+        self._refuse(*BAD_REQUEST, "this is not HTTP/1.1")
 
     def _refuse_headers(self) -> None:
-        self._refuse(431, "headers_too_large", f"the headers have more than {MAX_HEADER_BYTES} bytes")
+        self._refuse(*HEADERS_TOO_LARGE, f"the headers or trailers have more than {MAX_HEADER_BYTES} bytes")
 
     def _refuse(self, http: int, reason: str, detail: str) -> None:
         """Have the application answer that, where it reads the body; else answer instead of it, and close."""

@@ -5,18 +5,19 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trustme
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 
 from service.metrics import Metrics
 from service.observer import Observer
 from service.rest import answer_pace, protocol
 from service.rest import server as server_module
+from service.rest.presence import ClientPresence
 from service.rest.server import HttpServer
 from service.tls import TlsFiles
 
@@ -24,11 +25,19 @@ TIMEOUT_S = 0.2
 ANSWER = bytes(20_000_000)
 
 
+async def headers_of(request: Request) -> Response:
+    """Answer with the names of a request's headers, once its body is here."""
+    await request.body()
+    return Response(" ".join(request.headers.keys()))
+
+
 @asynccontextmanager
 async def serving(tls: TlsFiles | None = None) -> AsyncIterator[tuple[HttpServer, tuple[str, int]]]:
     """Serve a large answer for the block; give the server and where it listens."""
     app = FastAPI()
     app.get("/")(lambda: Response(ANSWER))
+    app.put("/headers")(headers_of)
+    app.add_middleware(ClientPresence)
     server = HttpServer(app, Observer(Metrics(CollectorRegistry())), 1.0, tls)
     listening = socket.create_server(("127.0.0.1", 0))
     task = asyncio.create_task(server.serve(sockets=[listening]))
@@ -81,6 +90,63 @@ def test_a_client_whose_headers_were_too_large_is_left_even_if_it_stays(monkeypa
             writer.close()
 
     asyncio.run(scenario())
+
+
+def test_a_client_that_asks_and_asks_without_waiting_for_answers_is_left() -> None:
+    """Each request that waits for its turn is many times what it takes to send it."""
+
+    async def scenario() -> int:
+        async with serving() as (server, address):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(100 * protocol.MAX_PIPELINED * b"GET /nothing HTTP/1.1\r\nhost: me\r\n\r\n")
+            with suppress(ConnectionResetError):
+                await reader.read()
+            await until_none_is_connected(server)
+            writer.close()
+            return server.server_state.total_requests
+
+    assert asyncio.run(scenario()) <= 1
+
+
+def test_as_many_requests_as_may_wait_are_answered_in_their_order() -> None:
+    async def scenario() -> bytes:
+        async with serving() as (_, address):
+            reader, writer = await asyncio.open_connection(*address)
+            asked = [b"PUT /headers HTTP/1.1\r\nx-%d: 1\r\n" % number for number in range(protocol.MAX_PIPELINED + 1)]
+            writer.write(b"\r\n".join([*asked[:-1], asked[-1] + b"connection: close\r\n\r\n"]))
+            answers = await reader.read()
+            writer.close()
+            return answers
+
+    answers = asyncio.run(scenario())
+    places = [answers.index(b"x-%d" % number) for number in range(protocol.MAX_PIPELINED + 1)]
+    assert places == sorted(places)
+
+
+CHUNKED = b"PUT /headers HTTP/1.1\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n1\r\nx\r\n0\r\n"
+
+
+@pytest.mark.parametrize(
+    ("trailers", "begins", "ends"),
+    [
+        (b"authorization: Bearer of the trailer\r\n\r\n", b"HTTP/1.1 200", b"transfer-encoding connection"),
+        (100_000 * b"a:\r\n", b"HTTP/1.1 431", b""),
+    ],
+)
+def test_trailers_are_bounded_and_no_headers(trailers: bytes, begins: bytes, ends: bytes) -> None:
+    """What a proxy strips from headers must not come in behind the body."""
+
+    async def scenario() -> bytes:
+        async with serving() as (_, address):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(CHUNKED + trailers)
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    answer = asyncio.run(scenario())
+    assert answer.startswith(begins)
+    assert answer.endswith(ends)
 
 
 @pytest.fixture
