@@ -43,15 +43,17 @@ class Authoriser:
         """Everybody there is, always in the same order."""
         return (ANONYMOUS,) if self.is_open else tuple(sorted(set(self._keys.values())))
 
-    def tenant_of(self, authorization: str | None) -> str:
-        """Return the tenant whose key a header or metadata `Authorization: Bearer <key>` carries.
+    def tenant_of(self, *authorizations: str) -> str:
+        """Return the tenant whose key the one header, or metadata, `Authorization: Bearer <key>` carries.
 
         Raises:
-            UnauthenticatedError: no key, or an unknown one; which of the two is not told.
+            UnauthenticatedError: no key, an unknown one, or several: proxies and servers differ in which they take.
+                Which of these it is is not told.
         """
         if self.is_open:
             return ANONYMOUS
-        key = authorization[len(SCHEME) :] if authorization and authorization.lower().startswith(SCHEME) else ""
+        authorization = authorizations[0] if len(authorizations) == 1 else ""
+        key = authorization[len(SCHEME) :] if authorization.lower().startswith(SCHEME) else ""
         digest = sha256(key.encode()).digest()
         tenant = None
         for known, name in self._keys.items():  # all of them, whatever is found, so that time tells nothing

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -12,6 +14,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.auth import parse_api_keys
 
 MIB = 1024 * 1024
+PREFIX = "SAM_"
+LIKENESS = 0.8  # of what was typed to what may have been meant, of 1
+OF_THE_CLIENT = ("SAM_TARGET", "SAM_API_KEY")  # the `sam` command's
+OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP)")  # where to find a Service named sam-something
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 MIN_DEFAULT_WORKERS, MAX_DEFAULT_WORKERS = 2, 8
 
@@ -33,6 +39,26 @@ def default_decode_processes(workers: int) -> int:
     return -(-usable_cpus(_cpu_quota()) // workers)
 
 
+def unknown_settings(environment: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each variable that looks like a setting and is none.
+
+    Mistyped, it would leave the default in force; that of SAM_API_KEYS is that anybody may call.
+    """
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    unknown = [
+        name
+        for name, value in environment.items()
+        if name.upper().startswith(PREFIX)
+        and name.upper() not in (*known, *OF_THE_CLIENT)
+        and not (OF_KUBERNETES.search(name) or value.startswith(("tcp://", "udp://")))
+    ]
+    close = {name: get_close_matches(name.upper(), known, 1, LIKENESS) for name in unknown}
+    return [
+        f"{name}: there is no such setting" + "".join(f"; did you mean {each}?" for each in close[name])
+        for name in sorted(unknown)
+    ]
+
+
 def _cpu_quota() -> str:
     return CPU_QUOTA.read_text() if CPU_QUOTA.exists() else "max"
 
@@ -40,7 +66,7 @@ def _cpu_quota() -> str:
 class Settings(BaseSettings):
     """Settings of one gateway. Each field says why you would change it."""
 
-    model_config = SettingsConfigDict(env_prefix="SAM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     host: str = Field(
         default="127.0.0.1", description="Address that HTTP, gRPC and metrics bind. 0.0.0.0 in a container."
@@ -188,9 +214,10 @@ class Settings(BaseSettings):
         "before connections are refused. As long as yours take to notice; 5 in Kubernetes.",
     )
     drain_s: float = Field(
-        default=20.0,
+        default=35.0,
         ge=0,
-        description="After that, how long requests under way may finish. Keep the sum under the pod's grace.",
+        description="After that, how long requests under way may finish: longer than SAM_DEFAULT_DEADLINE_S, or some "
+        "are told to come again. Keep the sum under the pod's grace.",
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Verbosity of the log.")

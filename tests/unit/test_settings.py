@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.logs import JsonFormatter
-from service.settings import MAX_DEFAULT_WORKERS, MIN_DEFAULT_WORKERS, Settings, usable_cpus
+from service.settings import MAX_DEFAULT_WORKERS, MIN_DEFAULT_WORKERS, Settings, unknown_settings, usable_cpus
 
 
 def test_settings_come_from_the_environment_under_their_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +39,26 @@ def test_a_second_level_needs_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
         Settings()
     monkeypatch.setenv("SAM_CACHE_SECRET", "secret")
     assert Settings().redis_url.get_secret_value() == "redis://127.0.0.1:6379/0"
+
+
+def test_a_mistyped_setting_is_told_of_with_what_may_have_been_meant() -> None:
+    """Left alone, SAM_APIKEYS would mean that nobody needs a key."""
+    mistyped = {"SAM_APIKEYS": "alice:1", "SAM_HTTP_PORT": "1", "SAM_ZEBRA": "1", "HOME": "/"}
+    assert unknown_settings(mistyped) == [
+        "SAM_APIKEYS: there is no such setting; did you mean SAM_API_KEYS?",
+        "SAM_ZEBRA: there is no such setting",
+    ]
+
+
+def test_what_others_put_into_the_environment_is_no_setting() -> None:
+    """The client's variables, and what Kubernetes tells each pod of a Service named sam-gateway."""
+    service = {
+        "SAM_GATEWAY_SERVICE_HOST": "10.0.0.1",
+        "SAM_GATEWAY_SERVICE_PORT_HTTP": "8080",
+        "SAM_GATEWAY_PORT": "tcp://10.0.0.1:8080",
+        "SAM_GATEWAY_PORT_8080_TCP_ADDR": "10.0.0.1",
+    }
+    assert unknown_settings({**service, "SAM_TARGET": "here", "SAM_API_KEY": "key", "sam_http_port": "1"}) == []
 
 
 def test_json_logs_are_one_object_a_line() -> None:
