@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 from service.admission.contract import Lane
 from service.admission.permits import Permits
 from service.admission.rates import Rates
-from service.call import let_others_go_first
+from service.call import current_age_s, let_others_go_first
 from service.errors import DeadlineExceededError, DrainingError
 from service.stopwatch import Stopwatch
+
+LEAST_S = 0.001
 
 
 class Gate:
@@ -48,15 +50,18 @@ class Gate:
         if self._rates is not None:
             self._rates.take(tenant)
 
-    def check_room(self, lane: Lane, tenant: str) -> None:
+    def check_room(self, lane: Lane | None, tenant: str) -> None:
         """Refuse now what would be refused anyway: for requests whose body has not been read yet.
+
+        Where only the body tells the lane, there is none yet, and only what the tenant may ask is looked at.
 
         Raises:
             RateLimitedError, OverloadedError: as `passed`.
         """
         if self._rates is not None:
             self._rates.check(tenant)
-        self.permits.check_room(lane, tenant)
+        if lane is not None:
+            self.permits.check_room(lane, tenant)
 
     @asynccontextmanager
     async def passed(self, lane: Lane, tenant: str, deadline_s: float | None) -> AsyncIterator[Stopwatch]:
@@ -78,14 +83,17 @@ class Gate:
 
     @asynccontextmanager
     async def within(self, deadline_s: float | None) -> AsyncIterator[float]:
-        """Yield the seconds that the block is allowed: `deadline_s`, but no more than the server's own.
+        """Yield the seconds that the block is allowed: what the current call's age leaves of its deadline.
+
+        That is `deadline_s`, from the call's beginning, but no more than the server's own.
 
         Raises:
             DeadlineExceededError: it took longer.
         """
         allowed_s = self.max_deadline_s if deadline_s is None else min(deadline_s, self.max_deadline_s)
+        left_s = max(allowed_s - current_age_s(), LEAST_S)
         try:
-            async with asyncio.timeout(allowed_s):
-                yield allowed_s
+            async with asyncio.timeout(left_s):
+                yield left_s
         except TimeoutError as error:
             raise DeadlineExceededError(f"no answer within the deadline of {allowed_s:.3g} s") from error

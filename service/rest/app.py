@@ -13,26 +13,28 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import Authoriser
-from service.errors import InvalidPromptError, SegmentError
+from service.errors import DrainingError, InvalidPromptError, SegmentError
 from service.image import too_many_bytes
 from service.logs import log_failure
 from service.metrics import CANCELLED, OK
 from service.observer import Observer
 from service.rest.json_body import check_json, is_json
 from service.rest.page import page
-from service.rest.presence import ClientPresence
+from service.rest.presence import LEFT, ClientPresence
 from service.rest.problems import Refused, problem, problem_from_error, problem_from_validation
-from service.rest.routes import health, prompts, router
+from service.rest.routes import encodes, health, prompts, router
 from service.rest.safe_headers import add_headers
 from service.rest.schemas import Problem
 from service.segmenter import Segmenter
-from service.status import INTERNAL, status_of
+from service.status import INTERNAL, STATUS, status_of
 
 log = logging.getLogger(__name__)
 
 MULTIPART_OVERHEAD_BYTES = 1024 * 1024
 OUTCOME = "sam.outcome"  # where the error handlers leave the reason for the middleware
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; nobody is there to read it
+DRAINING = STATUS[DrainingError]
+METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE"})  # others are counted as one: there are dozens
 
 
 def create_app(segmenter: Segmenter, authoriser: Authoriser, observer: Observer) -> FastAPI:
@@ -42,10 +44,12 @@ def create_app(segmenter: Segmenter, authoriser: Authoriser, observer: Observer)
         summary="Encode an image once, then turn clicks and boxes into masks.",
         redoc_url=None,
         version="1",
+        redirect_slashes=False,  # to where a Host header says, which is anybody's word
     )
     app.state.segmenter = segmenter
     app.state.authoriser = authoriser
     app.include_router(prompts)  # first: routes are tried in this order
+    app.include_router(encodes)
     app.include_router(router)
     app.include_router(health)
     app.include_router(page)
@@ -106,8 +110,9 @@ class RequestObserver:
         try:
             with self._segmenter.gate.permits.body() as grow_body_to:
                 await self._app(scope, bounded_receive, noting_send)
-        except asyncio.CancelledError:  # the client went away, which is its right
-            scope[OUTCOME], status = CANCELLED, CLIENT_CLOSED_REQUEST
+        except asyncio.CancelledError:  # the client went away, which is its right; or the drain's time is up
+            left = LEFT in scope
+            scope[OUTCOME], status = (CANCELLED, CLIENT_CLOSED_REQUEST) if left else (DRAINING.reason, DRAINING.http)
             raise
         except BaseException as error:  # unknown errors are answered, and logged, further out
             scope[OUTCOME] = status_of(error).reason
@@ -115,7 +120,8 @@ class RequestObserver:
         finally:
             outcome = scope.get(OUTCOME) or (OK if status < 400 else f"http_{status}")  # noqa: PLR2004 - HTTP's own bound
             route = getattr(scope.get("route"), "path", "unknown")
-            self._observer.end(call, f"{scope['method']} {route}", outcome, str(status))
+            method = scope["method"] if scope["method"] in METHODS else "OTHER"
+            self._observer.end(call, f"{method} {route}", outcome, str(status))
 
 
 async def _on_disconnect(request: Request, _: Exception) -> Response:

@@ -5,7 +5,11 @@ import asyncio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.rest.problems import REFUSAL, Refused
+from service.errors import DrainingError
+from service.rest.problems import REFUSAL, Refused, problem_from_error
+from service.rest.safe_headers import add_headers
+
+LEFT = "sam.left"  # in a request's scope: its client is gone
 
 
 class ClientPresence:
@@ -28,11 +32,20 @@ class ClientPresence:
         try:
             await self._app(scope, request.receive, request.send)
         except asyncio.CancelledError:
-            if not request.was_left:
+            if LEFT not in scope and request.began:
                 raise
             request.task.uncancel()
+            if LEFT not in scope:  # the server ends, and has waited for this request as long as it may
+                await _answer_for_the_end(scope, receive, send)
         finally:
             request.stop_listening()
+
+
+async def _answer_for_the_end(scope: Scope, receive: Receive, send: Send) -> None:
+    answer = problem_from_error(DrainingError("the server was shut down meanwhile; send the request again, elsewhere"))
+    answer.headers["connection"] = "close"
+    add_headers(answer.headers)
+    await answer(scope, receive, send)
 
 
 def _announces_body(headers: Headers) -> bool:
@@ -47,7 +60,7 @@ class _Request:
         if task is None:
             raise RuntimeError("there is no task to end")
         self.task = task
-        self.was_left = False
+        self.began = False  # to be answered
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -65,7 +78,7 @@ class _Request:
         if REFUSAL in self._scope:
             raise Refused(*self._scope[REFUSAL])
         if message["type"] == "http.disconnect" and self._listener is None and not self._answered:
-            self.was_left = True
+            self._scope[LEFT] = True
             raise asyncio.CancelledError  # past the framework, which would make an answer for nobody, at some cost
         if message["type"] == "http.request" and not message.get("more_body", False):
             self._owes_body = False
@@ -75,6 +88,7 @@ class _Request:
 
     async def send(self, message: Message) -> None:
         """Pass on the answer."""
+        self.began = True
         if message["type"] == "http.response.start" and self._owes_body:
             message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
         if message["type"] == "http.response.body" and not message.get("more_body", False):
@@ -85,7 +99,7 @@ class _Request:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         if not self._answered:
-            self.was_left = True
+            self._scope[LEFT] = True
             self.task.cancel()
 
     def stop_listening(self) -> None:

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFil
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
-from service.admission.contract import Lane
 from service.answers import ImageRef, Progress
 from service.image import too_many_bytes
 from service.rest import schemas
@@ -18,10 +17,11 @@ from service.rest.masks import PNG_ANSWER, answer_from_result, request_from_body
 from service.rest.parameters import AsPng, Condition, Core, Ref, upload_ref_of
 from service.rest.problems import PROBLEMS, problem_from_validation
 from service.rest.prompt_route import PromptRoute
-from service.rest.tenants import Tenant, TenantRoute
+from service.rest.tenants import EncodeRoute, Tenant, TenantRoute
 from service.segmenter import Segmenter
 
 router = APIRouter(responses=PROBLEMS, route_class=TenantRoute)
+encodes = APIRouter(responses=PROBLEMS, route_class=EncodeRoute)
 prompts = APIRouter(responses=PROBLEMS, route_class=PromptRoute)
 health = APIRouter()
 
@@ -35,7 +35,7 @@ BINARY_BODY = {
 }
 
 
-@router.put(
+@encodes.put(
     "/v1/images/{image_id}",
     summary="Encode an image and cache it",
     status_code=201,
@@ -49,7 +49,7 @@ async def put_image(
     ref: Ref, request: Request, response: Response, core: Core, deadline_s: Deadline, if_match: Condition
 ) -> schemas.EmbedAnswer:
     """Encode the body and keep its embedding, so that every further prompt skips the encoder."""
-    result = await core.embed(ref, await _body(request, core, ref), deadline_s, if_match=if_match)
+    result = await core.embed(ref, await _body(request, core), deadline_s, if_match=if_match)
     response.status_code = 201 if result.created else 200
     response.headers["etag"] = f'"{result.image.digest}"'
     return schemas.EmbedAnswer(
@@ -89,7 +89,7 @@ async def segment(
     return await answer_from_result(await core.segment(ref, request, deadline_s), as_png=as_png)
 
 
-@router.post(
+@encodes.post(
     "/v1/masks",
     summary="Image and prompts in one call",
     response_model=schemas.SegmentAnswer,
@@ -122,7 +122,7 @@ async def segment_bytes(  # noqa: PLR0913 - the parts of a request
     return await answer_from_result(result, as_png=as_png)
 
 
-@router.post("/v1/images/{image_id}/everything", summary="Masks of everything in a cached image")
+@encodes.post("/v1/images/{image_id}/everything", summary="Masks of everything in a cached image")
 async def everything(
     ref: Ref,
     body: EverythingBody,
@@ -137,7 +137,7 @@ async def everything(
     return answer_from_everything(result)
 
 
-@router.post("/v1/everything", summary="Image in, masks of everything in it out")
+@encodes.post("/v1/everything", summary="Image in, masks of everything in it out")
 async def everything_in_bytes(  # noqa: PLR0913 - what a request may bring
     *,
     image: Annotated[UploadFile, File(description="The bytes of a JPEG, PNG or WebP still image.")],
@@ -195,10 +195,9 @@ def _while_connected(request: Request) -> Callable[[Progress], Awaitable[None]]:
     return check
 
 
-async def _body(request: Request, core: Segmenter, ref: ImageRef) -> bytes:
-    """Return the body, refused as soon as it announces or shows too many bytes, or if it would be anyway."""
+async def _body(request: Request, core: Segmenter) -> bytes:
+    """Return the body, refused as soon as it announces or shows too many bytes."""
     max_bytes = core.limits.max_bytes
-    core.gate.check_room(Lane.ENCODE, ref.tenant)
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise too_many_bytes(max_bytes)
     chunks, received = [], 0

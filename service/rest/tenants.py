@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends, Header, Request, Response
 from fastapi.routing import APIRoute
 
+from service.admission.contract import Lane
 from service.call import current_tenant, note_tenant
 from service.rest import deadline
 
@@ -27,7 +28,7 @@ class TenantRoute(APIRoute):
         async def authorised(request: Request) -> Response:
             authoriser: Authoriser = request.app.state.authoriser
             segmenter: Segmenter = request.app.state.segmenter
-            note_tenant(authoriser.tenant_of(request.headers.get("authorization")))
+            note_tenant(authoriser.tenant_of(*request.headers.getlist("authorization")))
             segmenter.gate.check_open()
             deadline_s = await deadline.deadline_of(request.headers.get(deadline.HEADER))
             async with segmenter.gate.within(deadline_s):  # the body's arrival included
@@ -40,6 +41,21 @@ class TenantRoute(APIRoute):
     def unguarded_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what is behind the check: the framework's handler."""
         return super().get_route_handler()
+
+
+class EncodeRoute(TenantRoute):
+    """A route whose requests may need the encoder: one that would be refused anyway is before its body is read."""
+
+    def unguarded_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the framework's handler behind a look at the room there is."""
+        handle = super().unguarded_handler()
+
+        async def with_room(request: Request) -> Response:
+            segmenter: Segmenter = request.app.state.segmenter
+            segmenter.gate.check_room(Lane.ENCODE, current_tenant())
+            return await handle(request)
+
+        return with_room
 
 
 async def tenant_of(  # not for a thread: going there and back takes longer than all else of a request's parameters

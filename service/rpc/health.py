@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from service.errors import DrainingError, OverloadedError
-from service.rpc.interceptors import status_from_error
+from service.rpc.statuses import status_from_error
 
 MAX_WATCHERS = 1000  # nobody needs a key to be one, and all are told of a change at once
 

@@ -1,6 +1,7 @@
 """The gRPC server: our service, standard health checking, and reflection."""
 
 import asyncio
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +21,9 @@ from service.segmenter import Segmenter
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SegmentAnything"].full_name
 MESSAGE_OVERHEAD_BYTES = 1024 * 1024
-LINGER_S = 1.0  # after the last request: for its answer, and the end of watches, to reach who reads
+TAKE_S = 5.0  # for clients to take the last answers
+LINGER_S = 1.0  # after that, for the end of watches to reach who reads
+LOOK_EVERY_S = 0.05
 NEVER_S = 86_400.0  # for gRPC's own grace: where that runs out while another call ends the server, the process crashes
 REFUSED_IMAGE_FACTOR = 2  # what is larger, gRPC refuses itself: RESOURCE_EXHAUSTED, without our reason
 
@@ -111,14 +114,23 @@ class RpcServer:
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, let requests under way finish within `grace_s`, then end.
 
-        Watches of health and talks with reflection are no requests: nobody waits for them, and some would never end.
+        Who does not take its answer is waited for a little. Watches of health and talks with reflection are no
+        requests: nobody waits for them, and some would never end.
         """
         self._health.drain()
         stopping = asyncio.create_task(self._server.stop(NEVER_S))
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                while self._requests.under_way and not stopping.done():
-                    await asyncio.wait({stopping, *self._requests.under_way}, return_when=asyncio.FIRST_COMPLETED)
+                await _until_empty(self._requests.under_way, stopping)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(TAKE_S):
+                        await _until_empty(self._requests.answering, stopping)
                 await asyncio.wait([stopping], timeout=LINGER_S)
         await self._server.stop(None)
         await stopping
+
+
+async def _until_empty(tasks: AbstractSet[object], stopping: asyncio.Task[None]) -> None:
+    """Return when there are none of `tasks` any more, or the server has ended."""
+    while tasks and not stopping.done():
+        await asyncio.wait([stopping], timeout=LOOK_EVERY_S)

@@ -3,7 +3,7 @@
 from grpc.aio import ServicerContext
 
 from service.answers import ImageRef, Progress
-from service.call import current_age_s, current_tenant
+from service.call import current_tenant
 from service.errors import InvalidImageIdError
 from service.rpc.convert import (
     if_match_from_pb,
@@ -13,6 +13,7 @@ from service.rpc.convert import (
     pb_from_result,
     request_from_pb,
 )
+from service.rpc.deadline import deadline_of
 from service.rpc.everything import everything_from_pb, pb_from_progress, pbs_from_everything
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
@@ -28,7 +29,7 @@ class SegmentAnythingServicer(pb_grpc.SegmentAnythingServicer):
     async def EmbedImage(self, request: pb.EmbedImageRequest, context: ServicerContext) -> pb.EmbedImageResponse:
         """Encode an image and cache it."""
         ref = self._ref(request.image_id, context)
-        if_match, deadline_s = if_match_from_pb(request), self._left_s(context)
+        if_match, deadline_s = if_match_from_pb(request), deadline_of(context)
         return pb_from_embed_result(await self._segmenter.embed(ref, request.image, deadline_s, if_match=if_match))
 
     async def GetImage(self, request: pb.GetImageRequest, context: ServicerContext) -> pb.GetImageResponse:
@@ -46,7 +47,7 @@ class SegmentAnythingServicer(pb_grpc.SegmentAnythingServicer):
         ref, prompts, deadline_s = (
             self._ref(request.image_id, context),
             request_from_pb(request),
-            self._left_s(context),
+            deadline_of(context),
         )
         if request.HasField("image"):
             return pb_from_result(await self._segmenter.segment_bytes(ref, request.image, prompts, deadline_s))
@@ -59,7 +60,7 @@ class SegmentAnythingServicer(pb_grpc.SegmentAnythingServicer):
         async def on_progress(progress: Progress) -> None:
             await context.write(pb_from_progress(progress))
 
-        image, deadline_s = request.image if request.HasField("image") else None, self._left_s(context)
+        image, deadline_s = request.image if request.HasField("image") else None, deadline_of(context)
         result = await self._segmenter.everything(ref, asked, image, deadline_s=deadline_s, on_progress=on_progress)
         for message in pbs_from_everything(result):
             await context.write(message)
@@ -76,11 +77,6 @@ class SegmentAnythingServicer(pb_grpc.SegmentAnythingServicer):
                 "the metadata x-image-id names another image than the message", field="x-image-id"
             )
         return ImageRef(current_tenant(), named)
-
-    def _left_s(self, context: ServicerContext) -> float:
-        """Return what the message's receipt left of the caller's deadline, or of the longest there is; more than 0."""
-        left_s, asked_s = self._segmenter.gate.max_deadline_s - current_age_s(), context.time_remaining()
-        return max(left_s if asked_s is None else min(left_s, asked_s), 0.001)
 
 
 def _metadata(context: ServicerContext) -> dict[str, str]:

@@ -18,7 +18,7 @@ from service.client.picture import data_from_source
 from service.client.prompts import Options, everything_request, segment_request
 from service.errors import DeadlineExceededError, InvalidPromptError, SegmentError, UnsupportedImageError
 from service.rle import rle_counts_from_binary
-from service.rpc.interceptors import status_from_error
+from service.rpc.statuses import status_from_error
 from service.status import STATUS
 
 ROOT = Path(__file__).parents[2]

@@ -122,7 +122,16 @@ def test_a_body_that_does_not_come_within_the_deadline_is_not_waited_for(
     assert (answer.status_code, answer.json()["reason"]) == (504, "deadline_exceeded")
 
 
-@pytest.mark.parametrize(("method", "path"), [("PUT", "/v1/images/a"), ("POST", "/v1/images/a/masks")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/v1/images/a"),
+        ("POST", "/v1/images/a/masks"),
+        ("POST", "/v1/masks"),
+        ("POST", "/v1/everything"),
+        ("POST", "/v1/images/a/everything"),
+    ],
+)
 def test_who_asks_too_often_is_refused_unread(
     app: tuple[FastAPI, CollectorRegistry], monkeypatch: pytest.MonkeyPatch, method: str, path: str
 ) -> None:
@@ -174,6 +183,59 @@ def test_while_draining_requests_are_refused_unread(
     asyncio.run(app[0]({**scope, "headers": headers, "http_version": "1.1", "scheme": "http"}, receive, send))
     assert sent[0]["status"] == 503
     assert {(b"retry-after", b"1"), (b"connection", b"close")} <= set(sent[0]["headers"])  # type: ignore[call-overload]
+
+
+def test_what_is_under_way_at_the_end_of_the_drain_is_told_to_come_again(
+    app: tuple[FastAPI, CollectorRegistry], observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def embed(*_: object, **__: object) -> EmbedResult:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setattr(BrokenCore, "embed", embed)
+
+    async def ask() -> bytes:
+        listening = socket.create_server(("127.0.0.1", 0))
+        server = HttpServer(app[0], observer, 1.0, None)
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        writer.write(UPLOAD + b"content-length: 1\r\n\r\nx")
+        await asyncio.sleep(0.2)
+        server.should_exit = True
+        answer = await reader.read()
+        writer.close()
+        await serving
+        return answer
+
+    head, _, body = asyncio.run(ask()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert {b"retry-after: 1", b"connection: close", b"x-request-id: id-1"} <= set(head.split(b"\r\n"))
+    assert b'"reason":"draining"' in body
+    assert outcomes(app[1]) == [(PUT, "draining")]
+
+
+def test_methods_that_nobody_serves_are_counted_as_one(app: tuple[FastAPI, CollectorRegistry]) -> None:
+    """There are dozens, and everybody may send them."""
+
+    async def ask() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app[0]), base_url="http://test") as client:
+            return [(await client.request(method, "/healthz")).status_code for method in ("MKCOL", "TRACE", "POST")]
+
+    assert asyncio.run(ask()) == [405] * 3
+    assert sorted(outcomes(app[1])) == [
+        ("OTHER /healthz", "method_not_allowed"),
+        ("POST /healthz", "method_not_allowed"),
+    ]
+
+
+def test_no_redirect_leads_to_where_a_host_header_says(app: tuple[FastAPI, CollectorRegistry]) -> None:
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app[0]), base_url="http://test") as client:
+            return await client.put("/v1/images/cat/", content=b"x", headers={"host": "elsewhere.example"})
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
 
 
 def test_an_unknown_error_is_counted_as_internal(app: tuple[FastAPI, CollectorRegistry]) -> None:

@@ -3,7 +3,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service import errors
 from service.rest.problems import problem_from_error
-from service.rpc.interceptors import status_from_error
+from service.rpc.statuses import status_from_error
 from service.status import INTERNAL, STATUS, message_of, retry_after_s_of, status_of
 
 
