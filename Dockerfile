@@ -18,7 +18,7 @@ WORKDIR /src
 RUN python3 -m venv /opt/sam
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY service service
-RUN /opt/sam/bin/pip install -c constraints.txt ".[serve]"
+RUN /opt/sam/bin/pip install -c constraints.txt ".[serve,otel]"
 
 # --- gateway ------------------------------------------------------------------------------------------------------------
 FROM ${PYTHON_IMAGE} AS gateway

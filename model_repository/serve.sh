@@ -14,6 +14,13 @@ if [ -n "${SAM_TRITON_SECRET:-}" ]; then
     restricted=shared-memory,model-config,model-repository,statistics,trace,logging
     set -- "--grpc-restricted-protocol=$restricted:sam-secret=$SAM_TRITON_SECRET" "$@"
 fi
+# Where a collector is named, as the gateway is told it: spans of what comes with a trace's context, and of nothing else
+# (service/triton_link.py).
+if [ -n "${OTEL_EXPORTER_OTLP_ENDPOINT:-}" ]; then
+    set -- --trace-config=mode=opentelemetry \
+        "--trace-config=opentelemetry,url=${OTEL_EXPORTER_OTLP_ENDPOINT%/}/v1/traces" \
+        --trace-config=level=TIMESTAMPS --trace-config=rate=1000000000 "$@"
+fi
 exec tritonserver \
     --model-repository="$repository" \
     --disable-auto-complete-config \

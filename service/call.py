@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the supervisor logs too, and needs nothing of masks
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:@=+/-]{1,128}")
 # https://www.w3.org/TR/trace-context/: later versions may append more, and are read as far as this one goes.
 TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?")
+SAMPLED = 1  # of a traceparent's flags
 TRACESTATE = re.compile(r"[ -~]{1,512}")
 
 
@@ -33,6 +34,11 @@ class TraceContext:
     def trace_id(self) -> str:
         """32 hex digits, empty outside any trace."""
         return self.parent[3:35]
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether who began the trace wants its spans."""
+        return bool(self.parent) and bool(int(self.parent[-2:], 16) & SAMPLED)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -90,9 +96,12 @@ def trace_context_from_headers(headers: Mapping[str, str]) -> TraceContext:
 
 
 def outgoing_headers() -> dict[str, str]:
-    """Return what requests made on behalf of the current call carry, so that traces go on; nothing outside a trace."""
+    """Return what requests made on behalf of the current call carry, so that traces go on; nothing outside a trace.
+
+    Nor in one that is not sampled: Triton sends spans of all that come with a context, whatever its flags say.
+    """
     call = CURRENT.get()
-    return call.trace.headers if call else {}
+    return call.trace.headers if call and call.trace.is_sampled else {}
 
 
 def current_request_id() -> str:

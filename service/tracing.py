@@ -13,10 +13,16 @@ log = logging.getLogger(__name__)
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
+def traces_url_from_environment() -> str:
+    """Return where spans are sent, "" for nowhere; by the rules of OpenTelemetry's two variables."""
+    everything, traces = (os.environ.get(name, "") for name in ENDPOINTS)
+    return traces or (everything and f"{everything.rstrip('/')}/v1/traces")
+
+
 @asynccontextmanager
 async def tracer_from_environment() -> AsyncIterator[Tracer | None]:
     """Provide the tracer for the block, None where there is none; at the end of the block, send what is left."""
-    if not any(os.environ.get(name) for name in ENDPOINTS):
+    if not traces_url_from_environment():
         yield None
         return
     try:

@@ -23,6 +23,8 @@ RESTRICTED = ("shared-memory", "model-config", "model-repository", "statistics",
 SECRET_NAME = "sam-secret"  # noqa: S105 - the name of the header, not the secret
 HEADER_PREFIX = "triton-grpc-protocol-"
 
+HARDLY_EVER = 1_000_000_000  # one in so many
+
 FLAG = re.compile(r"^\s*--([a-z0-9-]+)", re.MULTILINE)
 
 
@@ -51,7 +53,7 @@ class ServerOptions:
     """How a local Triton is to be started: on `host`, loopback only, behind `secret` if there is one.
 
     `required` and `optional` are flags by name; a server that lacks one of the former is not started, and one that
-    lacks one of the latter is started without it.
+    lacks one of the latter is started without it. `traces_url` is where it sends its spans; "" for nowhere.
     """
 
     repository: Path
@@ -61,6 +63,7 @@ class ServerOptions:
     grpc_port: int
     metrics_port: int
     secret: str = field(default="", repr=False)
+    traces_url: str = ""
 
     def required(self) -> Mapping[str, str | None]:
         """Return flags and values, None for a flag that has none."""
@@ -99,4 +102,14 @@ class ServerOptions:
             raise StartError(f"the installed tritonserver has no --{missing[0]}: it is too old")
         optional = {name: value for name, value in self.optional().items() if name in known}
         flags = {**self.required(), **optional}
-        return [f"--{name}" if value is None else f"--{name}={value}" for name, value in flags.items()]
+        plain = [f"--{name}" if value is None else f"--{name}={value}" for name, value in flags.items()]
+        return [*plain, *(f"--trace-config={each}" for each in self.tracing())]
+
+    def tracing(self) -> list[str]:
+        """Return what has spans sent, by OTLP over HTTP, of calls that come with a trace's context, and of no others.
+
+        Those are traced whatever the rate, which is of calls without one; that is what canaries are.
+        """
+        if not self.traces_url:
+            return []
+        return ["mode=opentelemetry", f"opentelemetry,url={self.traces_url}", "level=TIMESTAMPS", f"rate={HARDLY_EVER}"]

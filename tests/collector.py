@@ -1,5 +1,6 @@
 """A collector of traces, as small as one can be: OTLP over HTTP in, spans out."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,24 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 ARRIVAL_S = 20.0
+ID_FIELDS = ("trace_id", "span_id", "parent_span_id")
+
+
+def spans_in(body: bytes, content_type: str) -> list[Span]:
+    """Return the spans of a request, binary or in OTLP's JSON, which writes ids in hexadecimal."""
+    if "json" not in content_type:
+        request = ExportTraceServiceRequest.FromString(body)
+        return [span for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans]
+    resources = json.loads(body)["resourceSpans"]
+    spans = [span for resource in resources for scope in resource["scopeSpans"] for span in scope["spans"]]
+    ids = ("traceId", "spanId", "parentSpanId")
+    return [
+        Span(
+            name=span["name"],
+            **{snake: bytes.fromhex(span.get(name, "")) for snake, name in zip(ID_FIELDS, ids, strict=True)},
+        )
+        for span in spans
+    ]
 
 
 class Collector:
@@ -40,9 +59,7 @@ class Collector:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
-                for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                    for scope in resource.scope_spans:
-                        collector.spans += scope.spans
+                collector.spans += spans_in(body, self.headers["content-type"])
                 self.send_response(200)
                 self.send_header("content-length", "0")
                 self.end_headers()

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import tritonclient.grpc as triton
 
-from service.triton_link import RESTRICTED, SECRET_NAME, secret_headers
+from service.triton_link import RESTRICTED, SECRET_NAME, ServerOptions, secret_headers
 from service.triton_process import SHM, _environment, _known_flags, _lay_out_backend, find_installation
 from tests.running import ROOT, RunningService, free_settings
 
@@ -101,3 +101,9 @@ def test_the_script_restricts_what_the_gateway_s_own_triton_does() -> None:
     text = SCRIPT.read_text()
     assert f"restricted={','.join(RESTRICTED)}\n" in text
     assert f"$restricted:{SECRET_NAME}=$SAM_TRITON_SECRET" in text
+
+
+def test_the_script_has_triton_trace_what_the_gateway_s_own_triton_does() -> None:
+    options = ServerOptions(Path(), Path(), "", "", 0, 0, traces_url="${OTEL_EXPORTER_OTLP_ENDPOINT%/}/v1/traces")
+    text = SCRIPT.read_text()
+    assert [each for each in options.tracing() if f"--trace-config={each}" not in text] == []

@@ -27,6 +27,7 @@ from tests.running import RunningService, free_ports
 
 KEY, IMAGE_ID = "key-of-alice-QZX", "portrait-of-QZX"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+OF_TRITON = {"InferRequest", "sam_encoder", "sam_decoder", "compute"}
 CLICK = {"prompts": [{"points": [[225, 150, 1]]}]}
 
 
@@ -99,8 +100,23 @@ def test_an_http_request_leaves_its_id_one_line_and_a_trace(observed: Observed, 
         "trace_id": TRACE,
     }
     assert observed.line_of("upload-1")["trace_id"] == "1" * 32
-    check_spans(observed.collector.trace(TRACE, 4), "POST /v1/images/{image_id}/masks", {"queue", "decode", "masks"})
-    check_spans(observed.collector.trace("1" * 32, 3), "PUT /v1/images/{image_id}", {"queue", "encode"})
+    check_spans(observed.collector.trace(TRACE, 7), "POST /v1/images/{image_id}/masks", {"queue", "decode", "masks"})
+    check_spans(observed.collector.trace("1" * 32, 6), "PUT /v1/images/{image_id}", {"queue", "encode"})
+
+
+def test_triton_s_own_spans_are_part_of_the_trace(observed: Observed, cat: bytes) -> None:
+    """Below the gateway's; there are none of a trace that is not to be sampled, nor of canaries."""
+    url, model = f"{observed.service.url}/v1/images/{IMAGE_ID}-3", "sam_decoder"
+    httpx.put(url, content=cat, headers={"authorization": f"Bearer {KEY}"}, timeout=60).raise_for_status()
+    unsampled = headers_of("prompt-4", "4" * 32) | {"traceparent": f"00-{'4' * 32}-{PARENT}-00"}
+    for headers in (unsampled, headers_of("prompt-3", "3" * 32)):
+        httpx.post(f"{url}/masks", json=CLICK, headers=headers, timeout=60).raise_for_status()
+    spans = observed.collector.trace("3" * 32, 7)
+    assert spans[model].parent_span_id == spans["InferRequest"].span_id
+    assert spans["InferRequest"].parent_span_id == spans["POST /v1/images/{image_id}/masks"].span_id
+    assert not [span for span in observed.collector.spans if span.trace_id.hex() == "4" * 32]
+    traced = {span.trace_id.hex() for span in observed.collector.spans if span.name == model}
+    assert traced <= {TRACE, *(32 * number for number in "0123")}  # no canary's
 
 
 def test_a_grpc_call_leaves_its_id_one_line_and_a_trace(observed: Observed, cat: bytes) -> None:
@@ -111,14 +127,14 @@ def test_a_grpc_call_leaves_its_id_one_line_and_a_trace(observed: Observed, cat:
     assert dict(call.trailing_metadata())["x-request-id"] == "grpc-1"
     line = observed.line_of("grpc-1")
     assert [line[name] for name in ("transport", "route", "status", "tenant")] == ["grpc", "Segment", "OK", "alice"]
-    check_spans(observed.collector.trace("2" * 32, 4), "Segment", {"queue", "decode", "masks"})
+    check_spans(observed.collector.trace("2" * 32, 7), "Segment", {"queue", "decode", "masks"})
 
 
 def check_spans(spans: dict[str, object], name: str, stages: set[str]) -> None:
-    """One span is the caller's child, all others are its own, in its time."""
+    """One span is the caller's child, all others but Triton's are its own, in its time."""
     whole = spans[name]
     assert whole.parent_span_id.hex() == PARENT
-    parts = {other: span for other, span in spans.items() if other != name}
+    parts = {other: span for other, span in spans.items() if other != name and other not in OF_TRITON}
     assert stages <= parts.keys() <= {"queue", "encode", "decode", "masks"}
     for part in parts.values():
         assert part.parent_span_id == whole.span_id

@@ -16,7 +16,7 @@ from tests.system_packages import require
 K8S = ROOT / "k8s"
 BASE = "base"
 OVERLAYS = tuple(str(path.parent.relative_to(K8S)) for path in sorted(K8S.glob("overlays/*/kustomization.yaml")))
-ALONE = tuple(f"components/{name}" for name in ("hpa", "mig", "mtls", "tls"))
+ALONE = tuple(f"components/{name}" for name in ("hpa", "mig", "mtls", "tls", "tracing"))
 TARGETS = (BASE, *OVERLAYS, *ALONE)
 
 Object = dict[str, Any]

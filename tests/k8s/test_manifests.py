@@ -46,9 +46,22 @@ def test_settings_are_the_gateway_s(target: str) -> None:
     known = {f"SAM_{name.upper()}" for name in Settings.model_fields}
     configured = one(target, "ConfigMap", "sam-settings")["data"]
     gateway = containers_of(pod_of(target))["gateway"]
-    named = {each["name"] for each in gateway.get("env", [])}
+    named = {each["name"] for each in gateway.get("env", []) if not each["name"].startswith("OTEL_")}
     assert set(configured) | named <= known
     Settings(**{name.removeprefix("SAM_").lower(): value for name, value in configured.items()})
+
+
+def test_with_tracing_gateway_and_triton_send_spans_to_one_collector_and_may_reach_it() -> None:
+    containers = containers_of(pod_of("components/tracing"))
+    endpoints = {
+        each["value"]
+        for name in ("gateway", "triton")
+        for each in containers[name]["env"]
+        if each["name"] == "OTEL_EXPORTER_OTLP_ENDPOINT"
+    }
+    (endpoint,) = endpoints
+    egress = one("components/tracing", "NetworkPolicy", "sam")["spec"]["egress"]
+    assert int(endpoint.rpartition(":")[2]) in {port["port"] for rule in egress for port in rule["ports"]}
 
 
 @targets
