@@ -13,8 +13,10 @@ RUN = "        counts = [len(feed[self.inputs[0]]) for feed in feeds]\n"
 SLEEP = """
         import time
 
+        # A canary's image is blank, and those of callers, in tests that count, are not.
+        blank = sum(feed["image"].any() == 0 for feed in feeds) if "image" in self.inputs else 0
         with Path(__file__).with_name("ran").open("ab") as ran:
-            ran.write(b"." * len(feeds))
+            ran.write(b"." * (len(feeds) - blank))
         sleep_s = Path(__file__).with_name("sleep_s")
         if sleep_s.exists():
             time.sleep(float(sleep_s.read_text()))
@@ -35,7 +37,10 @@ class SlowModels:
             new.replace(new.with_name("sleep_s"))
 
     def ran(self, model: str) -> int:
-        """Return for how many requests the model began to compute: Triton counts those that were cancelled, too."""
+        """Return for how many requests the model began to compute: Triton counts those that were cancelled, too.
+
+        An encoder's canaries are left out.
+        """
         return (self.path / model / "1" / "ran").stat().st_size
 
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from service.rest.answer_pace import FIRST_LOOK_S, WINDOW_S
-from service.rest.protocol import BODY_WINDOW_S, HEADER_S, MAX_HEADER_BYTES
+from service.rest.protocol import BODY_WINDOW_S, HEADER_S, LATER_FACTOR, MAX_HEADER_BYTES
 from tests.faults.conftest import Report
 from tests.running import RunningService, sockets_of
 
@@ -23,7 +23,9 @@ KEY = "a key of the tests"
 BEARER = {"authorization": f"Bearer {KEY}"}
 CLICK = {"prompts": [{"points": [[200, 150, 1]]}]}
 MARGIN_S = 8.0  # for a machine that does other things as well
-MIB = 1024 * 1024
+FULL_MARGIN_S = 0.5
+KIB, MIB = 1024, 1024 * 1024
+DRIP_S = 0.25
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,7 @@ SLOW = {
     "header trickle": (b"GET /healthz HTTP/1.1\r\nhost: me\r\n", b"x", HEADER_S),
     "empty lines": (b"", b"\r\n", HEADER_S),
     "body trickle": (upload(MIB), b"x" * 100, BODY_WINDOW_S),
+    "body at 28 KiB/s": (upload(MIB), b"x" * int(28 * KIB * DRIP_S), BODY_WINDOW_S),
     "no body": (upload(MIB), b"", BODY_WINDOW_S),
     "half a body": (upload(8 * MIB) + bytes(4 * MIB), b"", 2 * BODY_WINDOW_S),
 }
@@ -87,19 +90,22 @@ def left_after(service: RunningService) -> Iterator[dict[str, Future[tuple[float
     """What becomes of each slow client; all are slow at once, to save time."""
     with ThreadPoolExecutor(len(SLOW)) as pool:
         yield {
-            name: pool.submit(seconds_until_left, service, greeting, drip, 0.3)
+            name: pool.submit(seconds_until_left, service, greeting, drip, DRIP_S)
             for name, (greeting, drip, _) in SLOW.items()
         }
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_a_slow_client_is_left(left_after: dict[str, Future[tuple[float, bytes]]], name: str, report: Report) -> None:
+def test_a_slow_client_is_left(
+    left_after: dict[str, Future[tuple[float, bytes]]], name: str, report: Report, *, full: bool
+) -> None:
     limit_s = SLOW[name][2]
     seconds, said = left_after[name].result()
-    assert limit_s - 0.5 < seconds < limit_s + MARGIN_S
+    longest_s = limit_s * LATER_FACTOR + (FULL_MARGIN_S if full else MARGIN_S)
+    report("slow clients", f"{name}: left after {limit_s:g} s, or up to a tenth later", f"{seconds:.2f} s")
+    assert limit_s - 0.5 < seconds < longest_s
     assert said.startswith(b"HTTP/1.1 408 ")
     assert b'"reason":"too_slow"' in said
-    report("slow clients", f"{name}: left after {limit_s:g} s", f"{seconds:.2f} s")
 
 
 def little_room(service: RunningService) -> socket.socket:
@@ -169,13 +175,17 @@ def test_a_connection_may_be_used_again_after_a_while_but_not_for_a_slow_request
 
 
 def test_a_slow_but_steady_body_is_taken(service: RunningService, cat: bytes) -> None:
-    """At some 50 KiB/s, for longer than a window."""
-    body = cat + bytes(300 * 1024 - len(cat))
+    """At 37 KiB/s, by the clock, for longer than a window."""
+    body = cat + bytes(250 * KIB - len(cat))
     with connected(service) as sock:
         sock.sendall(upload(len(body), "connection: close"))
-        for at in range(0, len(body), 10 * 1024):
-            sock.sendall(body[at : at + 10 * 1024])
-            time.sleep(0.2)
+        start_s, sent = time.monotonic(), 0
+        while sent < len(body):
+            time.sleep(0.1)
+            due = int((time.monotonic() - start_s) * 37 * KIB)
+            sock.sendall(body[sent:due])
+            sent = due
+        assert time.monotonic() - start_s > BODY_WINDOW_S * LATER_FACTOR
         assert answer_on(sock).startswith(b"HTTP/1.1 20")
 
 
@@ -255,7 +265,7 @@ def test_slow_sockets_change_little_for_others_and_leave_nothing(
 ) -> None:
     (worker,) = service.worker_pids()
     count, rounds, prompts = (2000, 10, 150) if full else (300, 1, 20)
-    alone, beside = [], []
+    alone, beside, leaving = [], [], []
     with httpx.Client(base_url=service.url, headers=BEARER, timeout=30) as client:
         prompt_seconds(client, 10)
         files = open_files(worker)
@@ -264,15 +274,19 @@ def test_slow_sockets_change_little_for_others_and_leave_nothing(
             with slow_sockets(service, count):
                 wait_until(lambda: connections(service, worker) > count * 0.9)
                 beside += prompt_seconds(client, prompts)
-        wait_until(lambda: open_files(worker) <= files)
+                if full:  # the server answers them all with 408, one after the other
+                    leaving += prompt_seconds(client, 2 * prompts)
+            wait_until(lambda: open_files(worker) <= files)
     if full:
         ratio = p99(beside) / p99(alone)
-        measured = (
-            f"{count} sockets: p99 {1e3 * p99(alone):.1f} -> {1e3 * p99(beside):.1f} ms ({100 * ratio - 100:+.1f} %), "
-        )
-        measured += f"median {1e3 * statistics.median(alone):.1f} -> {1e3 * statistics.median(beside):.1f} ms"
-        report("slow clients", "2,000 slow sockets change the p99 of others by < 5 %", measured)
+        measured = f"{times_ms(alone)} -> {times_ms(beside)} ms ({100 * ratio - 100:+.1f} %)"
+        report("slow clients", "2,000 slow sockets change the p99 of others by < 5 %", f"p99 (median) {measured}")
+        report("slow clients", "... while all 2,000 are told and left (no promise)", f"{times_ms(leaving)} ms")
         assert ratio < 1.05
+
+
+def times_ms(seconds: list[float]) -> str:
+    return f"{1e3 * p99(seconds):.1f} ({1e3 * statistics.median(seconds):.1f})"
 
 
 def open_files(pid: int) -> int:
