@@ -1,8 +1,8 @@
 """How all workers' canaries fare: memory that all workers map, so that each hears of a dead model from the first.
 
 A model runs one batch after the other, and one that died takes a second to fail each (Triton's doing). Where every
-worker waits for its own canary, the last of them knows that second later. And a canary through the encoder costs what
-an image costs, which is enough for one worker to spend.
+worker waits for its own canary, the last of them knows that second later. And a canary costs what an image costs, or a
+click, which is enough for one worker to spend.
 """
 
 import mmap
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-from service.tensors import DECODER_MODEL, ENCODER_MODEL
+from service.tensors import DECODER_MODEL, ENCODER_MODEL, REFINER_MODEL
 
-MODELS = (ENCODER_MODEL, DECODER_MODEL)
+MODELS = (ENCODER_MODEL, DECODER_MODEL, REFINER_MODEL)
 NUMBER_BYTES = 8
-MEMORY_BYTES = NUMBER_BYTES * (len(MODELS) + 1)  # when each model last failed, and when the encoder was last asked
+MEMORY_BYTES = NUMBER_BYTES * 2 * len(MODELS)  # when each model last failed a canary, and when each was last asked
 
 
 @contextmanager
@@ -37,7 +37,7 @@ class Canaries:
 
     def __init__(self, fd: int | None = None) -> None:
         numbers = memoryview(mmap.mmap(-1 if fd is None else fd, MEMORY_BYTES)).cast("d")
-        self._failed_s, self._encoder_asked_s = numbers[: len(MODELS)], numbers[len(MODELS) :]
+        self._failed_s, self._asked_s = numbers[: len(MODELS)], numbers[len(MODELS) :]
 
     def note_failure(self, model: str) -> None:
         """Note that a canary failed just now: its own failure, not one that was heard of here."""
@@ -47,10 +47,10 @@ class Canaries:
         """Whether anybody's canary failed after `sent_s`."""
         return self._failed_s[MODELS.index(model)] > sent_s
 
-    def note_encode(self) -> None:
-        """Note that the encoder was asked just now, by whomever."""
-        self._encoder_asked_s[0] = monotonic()
+    def note_asked(self, model: str) -> None:
+        """Note that the model was asked just now, by whomever."""
+        self._asked_s[MODELS.index(model)] = monotonic()
 
-    def encoder_was_idle_s(self) -> float:
-        """Return how long nobody has asked the encoder."""
-        return monotonic() - self._encoder_asked_s[0]
+    def idle_s(self, model: str) -> float:
+        """Return how long nobody has asked the model."""
+        return monotonic() - self._asked_s[MODELS.index(model)]

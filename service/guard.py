@@ -12,7 +12,7 @@ from service.errors import DeadlineExceededError, ModelUnavailableError
 from service.image import EncoderInput
 from service.model_health import ModelHealth, Observer
 from service.prompt import PromptBatch
-from service.tensors import DECODER_MODEL, ENCODER_MODEL
+from service.pulse import Pulse
 
 Answer = TypeVar("Answer")
 
@@ -33,45 +33,42 @@ class Guard:
 
     def check_encoder(self) -> None:
         """Raise ModelUnavailableError if an encode would be refused."""
-        _check(self._health.encoder)
+        _check(self._health.encoder.breaker)
 
     async def encode(self, image: EncoderInput, destination: Embedding, timeout_s: float) -> None:
         """As `Backend.encode`."""
-        try:
-            await self._call(
-                ENCODER_MODEL,
-                self._health.encoder,
-                lambda left_s: self._backend.encode(image, destination, left_s),
-                timeout_s,
-            )
-        except (asyncio.CancelledError, DeadlineExceededError):
-            self._health.encoder_owes_an_answer()
-            raise
-        self._health.encoder_answered()
+        await self._call(
+            self._health.encoder, lambda left_s: self._backend.encode(image, destination, left_s), timeout_s
+        )
 
     async def decode(self, embedding: Embedding, batch: PromptBatch, timeout_s: float) -> DecoderOutput:
         """As `Backend.decode`."""
-        return await self._call(
-            DECODER_MODEL,
-            self._health.decoder,
-            lambda left_s: self._backend.decode(embedding, batch, left_s),
-            timeout_s,
-        )
+        pulse = self._health.decoder if batch.masks is None else self._health.refiner
+        return await self._call(pulse, lambda left_s: self._backend.decode(embedding, batch, left_s), timeout_s)
 
-    async def _call(
-        self, model: str, breaker: Breaker, call: Callable[[float], Awaitable[Answer]], timeout_s: float
+    async def _call(self, pulse: Pulse, call: Callable[[float], Awaitable[Answer]], timeout_s: float) -> Answer:
+        _check(pulse.breaker)
+        try:
+            answer = await self._at_most_twice(pulse, call, timeout_s)
+        except (asyncio.CancelledError, DeadlineExceededError):
+            pulse.owes_an_answer()
+            raise
+        pulse.answered()
+        return answer
+
+    async def _at_most_twice(
+        self, pulse: Pulse, call: Callable[[float], Awaitable[Answer]], timeout_s: float
     ) -> Answer:
-        _check(breaker)
         until_s = monotonic() + timeout_s
         self._retries.earn()
         try:
-            return await _once(breaker, call, timeout_s)
+            return await _once(pulse.breaker, call, timeout_s)
         except ModelUnavailableError as error:
             left_s = until_s - monotonic()
-            if not error.connection_broke or not breaker.is_closed or left_s <= 0 or not self._retries.spend():
+            if not error.connection_broke or not pulse.breaker.is_closed or left_s <= 0 or not self._retries.spend():
                 raise
-        self._observer.model_retried(model)
-        return await _once(breaker, call, left_s)
+        self._observer.model_retried(pulse.name)
+        return await _once(pulse.breaker, call, left_s)
 
 
 async def _once(breaker: Breaker, call: Callable[[float], Awaitable[Answer]], timeout_s: float) -> Answer:

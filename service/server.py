@@ -31,7 +31,7 @@ from service.settings import Settings
 from service.tls import TlsFiles, tls_files
 from service.tracing import tracer_from_environment
 from service.triton import TritonBackend
-from service.upkeep import keep_adapting, keep_probing, keep_renewing
+from service.upkeep import keep_adapting, keep_probing, keep_renewing, keep_telling
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,8 @@ async def serve(
             for work in (
                 keep_renewing(cache, metrics),
                 keep_adapting(segmenter),
-                keep_probing(segmenter, rpc, metrics, ready),
+                keep_probing(segmenter, ready),
+                keep_telling(segmenter, rpc, metrics),
             )
         ]
         await _first_of(stop, ready, failing=upkeep, timeout_s=None if open_when_ready else FIRST_CANARY_S)

@@ -17,10 +17,11 @@ ADAPT_TIMEOUT_S = 1.0
 PROBE_TIMEOUT_S = 10.0
 PROBE_EVERY_S = 0.3  # a model that dies is found within 2 s, the second that Triton takes to give it up included
 PROBE_EVERY_UNREADY_S = 0.2
+TELL_EVERY_S = 0.1
 
 
-async def keep_probing(segmenter: Segmenter, rpc: RpcServer, metrics: Metrics, ready: asyncio.Event) -> None:
-    """Send canaries for ever; tell health checks, metrics and the log what they find, and `ready` the first time."""
+async def keep_probing(segmenter: Segmenter, ready: asyncio.Event) -> None:
+    """Send canaries for ever; tell the log what they find, and `ready` the first time."""
     was_ready, told = False, ""
     log.info("model.awaited")
     while True:
@@ -32,14 +33,22 @@ async def keep_probing(segmenter: Segmenter, rpc: RpcServer, metrics: Metrics, r
             elif error.message != told:
                 log.info("model.awaited %s", error.message)
             told = error.message
-        metrics.model(segmenter.model.identity if segmenter.model_answers else None)
-        if segmenter.ready != was_ready:
-            was_ready = segmenter.ready
-            rpc.set_ready(ready=was_ready)
+        was_ready = segmenter.ready
         if was_ready and not ready.is_set():
             ready.set()
             log.info("model.ready %s", segmenter.model.identity)
         await asyncio.sleep(PROBE_EVERY_S if was_ready else PROBE_EVERY_UNREADY_S)
+
+
+async def keep_telling(segmenter: Segmenter, rpc: RpcServer, metrics: Metrics) -> None:
+    """Tell gRPC's health checks and the metrics how the service is: requests that fail say so before a canary does."""
+    was_ready = False
+    while True:
+        metrics.model(segmenter.model.identity if segmenter.model_answers else None)
+        if segmenter.ready != was_ready:
+            was_ready = segmenter.ready
+            rpc.set_ready(ready=was_ready)
+        await asyncio.sleep(TELL_EVERY_S)
 
 
 async def keep_adapting(segmenter: Segmenter) -> None:

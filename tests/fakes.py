@@ -16,7 +16,7 @@ from service.errors import DeadlineExceededError, SegmentError
 from service.image import Box, DecodedImage, EncoderInput, ImageLimits, valid_size_of
 from service.picture import letterboxed, rgb_from_file
 from service.prompt import PromptBatch
-from service.tensors import DECODER_MODEL, EMBEDDING, LABEL_PADDING, MASKS_PER_PROMPT, Geometry
+from service.tensors import DECODER_MODEL, EMBEDDING, LABEL_PADDING, MASKS_PER_PROMPT, REFINER_MODEL, Geometry
 
 GEOMETRY = Geometry(input_size=64, grid_size=4, channels=8)
 
@@ -31,17 +31,22 @@ class FakeBackend:
 
     A mask input is added to its logits.
 
-    `gate` must be set for `encode` to go on; `error`, when not None, is raised by every call. `encodes` and `decodes`
-    count calls begun. While `frozen` it does not tell how many others it answered, else `answered_others`.
+    `gate` must be set for `encode` to go on, `mask_gate` for `decode` of prompts with mask inputs; `error`, when not
+    None, is raised by every call, `mask_error` by those with mask inputs. `encodes`, `decodes` and, with mask inputs,
+    `refines` count calls begun. While `frozen` it does not tell how many others it answered, else `answered_others`.
     """
 
     def __init__(self, model: Model | None = None) -> None:
         self.model = model or fake_model()
         self.gate = asyncio.Event()
         self.gate.set()
+        self.mask_gate = asyncio.Event()
+        self.mask_gate.set()
         self.error: SegmentError | None = None
+        self.mask_error: SegmentError | None = None
         self.encodes = 0
         self.decodes = 0
+        self.refines = 0
         self.cancelled = 0
         self.frozen = False
         self.answered_others = 0
@@ -57,7 +62,7 @@ class FakeBackend:
     async def completed(self, model: str, timeout_s: float) -> int:  # noqa: ARG002
         if self.frozen:
             raise DeadlineExceededError("frozen")
-        return self.answered_others if model == DECODER_MODEL else self.encodes
+        return {DECODER_MODEL: self.answered_others, REFINER_MODEL: self.refines}.get(model, self.encodes)
 
     async def spent(self, timeout_s: float) -> dict[Lane, Spent]:  # noqa: ARG002
         self._fail()
@@ -74,8 +79,7 @@ class FakeBackend:
         np.copyto(destination.tensors[EMBEDDING], np.float16(image.pixels.mean()))
 
     async def decode(self, embedding: Embedding, batch: PromptBatch, timeout_s: float) -> DecoderOutput:  # noqa: ARG002
-        self.decodes += 1
-        self._fail()
+        await self._begin_decode(has_masks=batch.masks is not None)
         side = self.model.geometry.mask_size
         rows, columns = np.mgrid[:side, :side] + 0.5
         centre = batch.coords[:, 0] * (side / self.model.geometry.input_size)
@@ -87,6 +91,15 @@ class FakeBackend:
         if batch.masks is not None:
             logits = logits + batch.masks[:, None]
         return DecoderOutput(logits.astype(np.float16), scores.astype(np.float32))
+
+    async def _begin_decode(self, *, has_masks: bool) -> None:
+        self.decodes += not has_masks
+        self.refines += has_masks
+        self._fail()
+        if has_masks:
+            await self.mask_gate.wait()
+            if self.mask_error is not None:
+                raise self.mask_error
 
     def _fail(self) -> None:
         if self.error is not None:

@@ -6,29 +6,26 @@ Embedded mode, as it is started by a person, and a Triton of its own, as in prod
 import concurrent.futures
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import grpc
 import httpx
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.rpc.pb import segment_anything_pb2 as pb
-from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from tests.faults.conftest import Report
 from tests.running import SHM, RunningService, free_settings, stubs_of, triton_alone, triton_under
+from tests.watching import NEEDS_NO_MODEL, Watch, serving, watching
 
 PROMISE = "truthful health"
-CLICK = {"prompts": [{"points": [[100, 100, 1]]}]}
+Json = dict[str, Any]
+CLICK: Json = {"prompts": [{"points": [[100, 100, 1]]}]}
 HEAVY = {"prompts": [{"points": [[x, y, 1]]} for x in range(10, 170, 20) for y in range(10, 170, 20)], "format": "rle"}
 UNREADY_S, BACK_S = 2.0, 10.0
 LOADED_S = 15.0  # what a busy machine may take for either
 MEANWHILE_S = 5.0
-NEEDS_NO_MODEL = ("/healthz", "/v1/images/cat", "/v1/model")
 
 
 def send(number: signal.Signals, *pids: int) -> None:
@@ -41,9 +38,12 @@ FAULTS: dict[str, Callable[[int], None]] = {
     "decoder frozen": lambda triton: send(signal.SIGSTOP, *stubs_of(triton, "sam_decoder")),
     "encoder killed": lambda triton: send(signal.SIGKILL, *stubs_of(triton, "sam_encoder")),
     "encoder frozen": lambda triton: send(signal.SIGSTOP, *stubs_of(triton, "sam_encoder")),
+    "refiner killed": lambda triton: send(signal.SIGKILL, *stubs_of(triton, "sam_refiner")),
+    "refiner frozen": lambda triton: send(signal.SIGSTOP, *stubs_of(triton, "sam_refiner")),
     "Triton frozen": lambda triton: send(signal.SIGSTOP, triton),
     "Triton killed": lambda triton: send(signal.SIGKILL, triton),
 }
+SELDOM_ASKED = ("encoder", "refiner")  # while idle; at once when an upload, or a prompt with a mask, comes to nothing
 # Of a Triton that is not ours, the other instance goes on: some prompts are answered, and canaries are among them.
 FAULTS_OF_OURS = FAULTS | {
     "one decoder of two killed": lambda triton: send(signal.SIGKILL, stubs_of(triton, "sam_decoder")[0]),
@@ -51,86 +51,14 @@ FAULTS_OF_OURS = FAULTS | {
 }
 
 
-@dataclass
-class Watch:
-    """Asks all the time, over connections of its own, how the service is, until told to stop."""
-
-    service: RunningService
-    readiness: list[tuple[float, int]] = field(default_factory=list)
-    meanwhile: list[tuple[str, int | grpc.StatusCode, float]] = field(default_factory=list)
-    triton_up_s: float = 0.0
-
-    def unready_s(self) -> float:
-        """Return when the last worker had noticed: after it, answers are 503 for a while."""
-        codes = [code for _, code in self.readiness]
-        last = max(at for at, code in enumerate(codes) if code == 503)
-        noticed = next(at for at in range(last + 1) if set(codes[at : min(at + 20, last + 1)]) == {503})
-        return self.readiness[noticed][0]
-
-    def ready_again_s(self) -> float | None:
-        """Return when every answer was 200 again, for a second at least."""
-        unready = [at for at, code in self.readiness if code == 503]
-        ready = [at for at, _ in self.readiness if unready and at > unready[-1]]
-        return ready[0] if ready and ready[-1] - ready[0] > 1.0 else None
-
-    def ask(self, done: threading.Event) -> None:
-        while not done.wait(0.02):
-            code = httpx.get(f"{self.service.url}/readyz", timeout=30).status_code
-            self.readiness.append((time.monotonic(), code))
-
-    def ask_what_needs_no_model(self, done: threading.Event) -> None:
-        with grpc.insecure_channel(self.service.grpc_address) as channel:
-            stub = pb_grpc.SegmentAnythingStub(channel)
-            while not done.wait(0.1):
-                for path in NEEDS_NO_MODEL:
-                    began_s = time.monotonic()
-                    code = httpx.get(self.service.url + path, timeout=30).status_code
-                    self.meanwhile.append((path, code, time.monotonic() - began_s))
-                began_s = time.monotonic()
-                code = stub.GetModel.with_call(pb.GetModelRequest(), timeout=30)[1].code()
-                self.meanwhile.append(("GetModel", code, time.monotonic() - began_s))
-
-    def report_meanwhile(self, fault: str, report: Report) -> None:
-        """Check that what needs no model was answered all the time."""
-        answered = sum(code in (200, grpc.StatusCode.OK) for _, code, _ in self.meanwhile)
-        slowest_s, slowest = max((took_s, path) for path, _, took_s in self.meanwhile)
-        measured = f"{answered} of {len(self.meanwhile)}, {1000 * slowest_s:.0f} ms at most ({slowest})"
-        report(PROMISE, f"{fault}: metadata and /healthz answer meanwhile", measured)
-        assert answered == len(self.meanwhile) >= len(NEEDS_NO_MODEL) + 1
-        assert slowest_s < MEANWHILE_S
-
-    def ask_triton(self, done: threading.Event) -> None:
-        """Note when Triton, by its own word, is ready again after it was not."""
-        was_down = False
-        while not done.wait(0.05):
-            up = serving(self.service.settings["SAM_TRITON_URL"])
-            if up and was_down:
-                self.triton_up_s = time.monotonic()
-            was_down = not up
-
-
-def serving(address: str) -> bool:
-    """Whether the server there calls itself ready, by the standard protocol, over a new connection."""
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    with grpc.insecure_channel(address, options) as channel:
-        try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=0.5)
-        except grpc.RpcError:
-            return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-@contextmanager
-def watching(service: RunningService) -> Iterator[Watch]:
-    watch, done = Watch(service), threading.Event()
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        asking = [pool.submit(ask, done) for ask in (watch.ask, watch.ask_what_needs_no_model, watch.ask_triton)]
-        try:
-            yield watch
-        finally:
-            done.set()
-            for each in asking:
-                each.result()
+def report_meanwhile(watch: Watch, fault: str, report: Report) -> None:
+    """Check that what needs no model was answered all the time."""
+    answered = sum(code in (200, grpc.StatusCode.OK) for _, code, _ in watch.meanwhile)
+    slowest_s, slowest = max((took_s, path) for path, _, took_s in watch.meanwhile)
+    measured = f"{answered} of {len(watch.meanwhile)}, {1000 * slowest_s:.0f} ms at most ({slowest})"
+    report(PROMISE, f"{fault}: metadata and /healthz answer meanwhile", measured)
+    assert answered == len(watch.meanwhile) >= len(NEEDS_NO_MODEL) + 1
+    assert slowest_s < MEANWHILE_S
 
 
 def until(holds: Callable[[], object], timeout_s: float) -> None:
@@ -188,15 +116,15 @@ def suffer(service: RunningService, fault: str, report: Report) -> tuple[float, 
         time.sleep(0.3)
         began_s = time.monotonic()
         FAULTS_OF_OURS[fault](old)
-        until(lambda: any(code == 503 for _, code in watch.readiness), 30)
+        until(watch.noticed, 30)
         refused = httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK, timeout=30)
         until(lambda: watch.triton_up_s and watch.ready_again_s(), 90)
     again_s = watch.ready_again_s()
     assert again_s is not None
-    # Refused at once and with a hint; while only the encoder is dead, cached images are answered.
+    # Refused at once and with a hint; while only the encoder or the refiner is dead, a click is answered.
     assert refused.status_code in (200, 503)
     assert refused.status_code == 200 or int(refused.headers["retry-after"]) > 0
-    watch.report_meanwhile(fault, report)
+    report_meanwhile(watch, fault, report)
     assert service.triton_pid() != old
     answer = httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK)
     assert (answer.json()["cache"], mask_of(answer)) == ("memory", mask)
@@ -240,17 +168,19 @@ def test_a_triton_of_its_own_that_is_dead_or_frozen_is_noticed_and_taken_up_agai
         pid = running.enter_context(triton_alone(*triton))
         with RunningService.start(embedded=False, **{**settings, "SAM_LOG_LEVEL": "error"}) as service:
             httpx.put(f"{service.url}/v1/images/cat", content=cat).raise_for_status()
+            masked = masked_click(service)
             with watching(service) as watch:
                 began_s = time.monotonic()
                 FAULTS[fault](triton_under(pid))
-                if fault.startswith("encoder"):  # an upload that is given up is reason enough for a canary
-                    with suppress(httpx.ReadTimeout):
-                        httpx.put(f"{service.url}/v1/images/other", content=cat + b"0", timeout=1)
+                if fault.startswith(SELDOM_ASKED):
+                    fault += asked_in_vain(service, fault, cat, masked)
                     began_s = time.monotonic()
-                until(lambda: any(code == 503 for _, code in watch.readiness), 30)
+                until(watch.noticed, 30)
+                if fault.startswith(SELDOM_ASKED):  # unready, and yet of use
+                    httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK).raise_for_status()
                 time.sleep(1)
             unready_s = watch.unready_s() - began_s
-            watch.report_meanwhile(f"{fault}, not ours", report)
+            report_meanwhile(watch, f"{fault}, not ours", report)
             if fault == "Triton frozen":
                 os.kill(triton_under(pid), signal.SIGCONT)
                 since = "SIGCONT"
@@ -265,6 +195,25 @@ def test_a_triton_of_its_own_that_is_dead_or_frozen_is_noticed_and_taken_up_agai
             answer = httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK).raise_for_status().json()
             assert answer["cache"] == "memory"
     report_times(f"{fault}, not ours", unready_s, back_s, f" after {since}", report, full=full)
+
+
+def asked_in_vain(service: RunningService, fault: str, cat: bytes, masked: Json) -> str:
+    """Ask for what only the model at fault does, which is a reason to look after it, and say what became of that."""
+    with suppress(httpx.ReadTimeout):
+        if fault.startswith("encoder"):
+            httpx.put(f"{service.url}/v1/images/other", content=cat + b"0", timeout=1)
+        else:
+            httpx.post(f"{service.url}/v1/images/cat/masks", json=masked, timeout=1)
+    return f", {'an upload' if fault.startswith('encoder') else 'a mask input'} was given up or failed"
+
+
+def masked_click(service: RunningService) -> Json:
+    """Return a click that goes with the mask of an earlier answer, so that the refiner answers it."""
+    answer = httpx.post(f"{service.url}/v1/images/cat/masks", json={**CLICK, "include_logits": True})
+    logits = answer.raise_for_status().json()["results"][0]["masks"][0]["logits"]
+    masked = {"prompts": [{**CLICK["prompts"][0], "mask_input": logits}]}
+    httpx.post(f"{service.url}/v1/images/cat/masks", json=masked).raise_for_status()
+    return masked
 
 
 def test_shared_memory_of_a_service_that_was_killed_whole_is_swept_by_the_next_one(

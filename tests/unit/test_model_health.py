@@ -6,26 +6,28 @@ from collections.abc import Callable, Coroutine
 import numpy as np
 import pytest
 
-from service import model_health
-from service.answers import ImageRef
+from service import model_health, pulse
+from service.answers import ImageRef, SegmentRequest
 from service.breaker import FAILURES_TO_OPEN
 from service.cache.contract import Embedding
 from service.canaries import Canaries, shared_canaries
 from service.errors import DeadlineExceededError, ModelUnavailableError, OverloadedError, SegmentError
-from service.prompt import PromptBatch
-from service.tensors import ENCODER_MODEL
-from tests.fakes import fake_model
+from service.prompt import Point, Prompt, PromptBatch, mask_input_nbytes
+from service.tensors import ENCODER_MODEL, REFINER_MODEL
+from tests.fakes import GEOMETRY, fake_model
 from tests.unit.test_segmenter import CLICK, OTHER, PHOTO, A, Core, run
 
 B = ImageRef("tenant", "b")
+REFINE = SegmentRequest((Prompt((Point(20, 10),), mask_input=bytes(mask_input_nbytes(GEOMETRY.mask_size))),))
+SELDOM_ASKED = pytest.mark.parametrize("model", [ENCODER_MODEL, REFINER_MODEL])
 Call = Callable[..., Coroutine[None, None, None]]
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at a waiting canary more often than on a real model."""
-    monkeypatch.setattr(model_health, "LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(model_health, "BUSY_S", 0.001)
+    monkeypatch.setattr(pulse, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(pulse, "BUSY_S", 0.001)
 
 
 def failing(error: SegmentError, count: int) -> Call:
@@ -44,6 +46,17 @@ def vars_of(error: SegmentError) -> dict[str, bool]:
     return {"connection_broke": error.connection_broke} if isinstance(error, ModelUnavailableError) else {}
 
 
+def share_canaries(core: Core, fd: int) -> None:
+    """Have the core hear of other workers' canaries, and tell of its own."""
+    for each in core.segmenter._health.pulses:
+        each._canaries = Canaries(fd)
+
+
+def asked(core: Core, model: str) -> int:
+    """Return how often the encoder, or the refiner, was called."""
+    return core.backend.encodes if model == ENCODER_MODEL else core.backend.refines
+
+
 def before(
     call: Callable[..., Coroutine[None, None, None]], then: Callable[..., Coroutine[None, None, object]]
 ) -> object:
@@ -58,7 +71,7 @@ def test_a_frozen_model_is_unready_though_nothing_says_so() -> None:
     async def scenario(core: Core) -> None:
         core.backend.gate.clear()
         core.backend.frozen = True
-        core.segmenter._health.encoder.failed()  # so that the canary goes through the encoder, which waits at the gate
+        core.segmenter._health.encoder.breaker.failed()  # its canary waits at the gate
         with pytest.raises(DeadlineExceededError):
             await core.segmenter.probe(60.0)
         assert not core.segmenter.ready
@@ -69,7 +82,7 @@ def test_a_frozen_model_is_unready_though_nothing_says_so() -> None:
 def test_a_model_that_answers_nobody_is_unready_after_the_patience() -> None:
     async def scenario(core: Core) -> None:
         core.backend.gate.clear()
-        core.segmenter._health.encoder.failed()
+        core.segmenter._health.encoder.breaker.failed()
         with pytest.raises(ModelUnavailableError, match="not answered anybody"):
             await core.segmenter.probe(0.05)
         assert not core.segmenter.ready
@@ -80,8 +93,8 @@ def test_a_model_that_answers_nobody_is_unready_after_the_patience() -> None:
 def test_a_canary_that_waits_hears_of_another_worker_s_that_failed() -> None:
     async def scenario(core: Core) -> None:
         core.backend.gate.clear()
-        core.segmenter._health.encoder.failed()
-        core.segmenter._health._canaries = Canaries(fd)
+        core.segmenter._health.encoder.breaker.failed()
+        share_canaries(core, fd)
         probing = asyncio.create_task(core.segmenter.probe(60.0))
         await asyncio.sleep(0.05)
         assert core.segmenter.ready
@@ -148,6 +161,93 @@ def test_while_only_the_encoder_is_dead_cached_images_are_prompted_and_new_ones_
         assert core.segmenter.ready
         await core.segmenter.embed(B, OTHER)
 
+    run(scenario)
+
+
+def test_while_only_the_refiner_is_dead_clicks_are_answered_and_masks_refused_at_once() -> None:
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        core.backend.mask_error = ModelUnavailableError("dead")
+        for _ in range(FAILURES_TO_OPEN):
+            with pytest.raises(ModelUnavailableError):
+                await core.segmenter.segment(A, REFINE)
+        assert not core.segmenter.ready
+        await core.segmenter.segment(A, CLICK)
+        for _ in range(3):
+            with pytest.raises(ModelUnavailableError):
+                await core.segmenter.probe(1.0)
+            assert not core.segmenter.ready  # the decoder's canary, which comes through, says nothing of the refiner
+            await core.segmenter.segment(A, CLICK)
+        called = core.backend.refines
+        with pytest.raises(ModelUnavailableError):
+            await core.segmenter.segment(A, REFINE)
+        assert core.backend.refines == called
+        core.backend.mask_error = None
+        await core.segmenter.probe(1.0)
+        assert core.segmenter.ready
+        await core.segmenter.segment(A, REFINE)
+
+    run(scenario)
+
+
+def test_one_failed_mask_is_a_reason_to_ask_the_refiner() -> None:
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        core.backend.mask_error = ModelUnavailableError("dead")
+        with pytest.raises(ModelUnavailableError):
+            await core.segmenter.segment(A, REFINE)
+        assert core.segmenter.ready
+        with pytest.raises(ModelUnavailableError, match="dead"):
+            await core.segmenter.probe(1.0)
+        assert not core.segmenter.ready
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("gives_up", ["leaves", "runs out of time"])
+def test_a_refiner_that_hangs_is_unready_after_a_mask_was_given_up_and_holds_nobody_up_then(
+    gives_up: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took prompts' permits, each until its deadline, and clicks were refused as overload."""
+
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        await core.segmenter.segment(A, REFINE)
+        core.backend.mask_gate.clear()
+        deadline_s = 0.05 if gives_up == "runs out of time" else None
+        refining = asyncio.create_task(core.segmenter.segment(A, REFINE, deadline_s))
+        await asyncio.sleep(0.1)
+        refining.cancel()
+        await asyncio.gather(refining, return_exceptions=True)
+        with pytest.raises(ModelUnavailableError, match="not answered anybody"):
+            await core.segmenter.probe(0.05)
+        assert not core.segmenter.ready
+        with pytest.raises(ModelUnavailableError):
+            await core.segmenter.segment(A, REFINE)
+        await core.segmenter.segment(A, CLICK)
+        core.backend.mask_gate.set()
+        await core.segmenter.probe(1.0)
+        assert core.segmenter.ready
+
+    monkeypatch.setattr(pulse, "LEAST_IDLE_S", 0.01)
+    monkeypatch.setattr(pulse, "IDLE_PER_CANARY", 1e9)
+    run(scenario)
+
+
+def test_a_refiner_that_answered_a_canary_is_left_alone_for_many_times_as_long_as_that_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        before = core.backend.refines
+        for _ in range(20):
+            await core.segmenter.segment(A, CLICK)
+            await core.segmenter.probe(1.0)
+            await asyncio.sleep(0.002)
+        assert core.backend.refines == before
+
+    monkeypatch.setattr(pulse, "LEAST_IDLE_S", 0.001)
+    monkeypatch.setattr(pulse, "IDLE_PER_CANARY", 1e9)
     run(scenario)
 
 
@@ -235,7 +335,7 @@ def test_a_call_made_again_answers_and_the_budget_ends_that(monkeypatch: pytest.
 def test_calls_that_are_refused_earn_no_retries() -> None:
     async def scenario(core: Core) -> None:
         await core.segmenter.embed(A, PHOTO)
-        core.segmenter._health.decoder.open()
+        core.segmenter._health.decoder.breaker.open()
         for _ in range(1000):
             assert await outcome(core.segmenter.segment(A, CLICK)) == "refused"
         await core.segmenter.probe(1.0)
@@ -280,39 +380,43 @@ def test_a_canary_does_not_go_through_the_encoder_while_all_is_well() -> None:
     run(scenario)
 
 
-def test_an_encoder_that_nobody_asks_gets_a_canary_now_and_then_from_one_worker(
-    monkeypatch: pytest.MonkeyPatch,
+@SELDOM_ASKED
+def test_a_model_that_nobody_asks_gets_a_canary_now_and_then_from_one_worker(
+    model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(core: Core) -> None:
-        core.segmenter._health._canaries = Canaries(fd)
+        share_canaries(core, fd)
+        before = asked(core, model)
         await core.segmenter.probe(1.0)  # nobody has asked it since the machine was started
-        assert core.backend.encodes == 1
+        assert asked(core, model) == before + 1
         await core.segmenter.probe(1.0)
-        assert core.backend.encodes == 1
+        assert asked(core, model) == before + 1
         await asyncio.sleep(0.06)
-        Canaries(fd).note_encode()  # another worker did
+        Canaries(fd).note_asked(model)  # another worker did
         await core.segmenter.probe(1.0)
-        assert core.backend.encodes == 1
+        assert asked(core, model) == before + 1
         await asyncio.sleep(0.06)
         core.backend.error = ModelUnavailableError("gone")
         with pytest.raises(ModelUnavailableError):
             await core.segmenter.probe(1.0)
         assert not core.segmenter.ready
 
-    monkeypatch.setattr(model_health, "LEAST_IDLE_S", 0.05)
-    monkeypatch.setattr(model_health, "IDLE_PER_CANARY", 0)
+    monkeypatch.setattr(pulse, "LEAST_IDLE_S", 0.05)
+    monkeypatch.setattr(pulse, "IDLE_PER_CANARY", 0)
     with shared_canaries() as fd:
         run(scenario)
 
 
-def test_when_another_worker_s_canary_failed_in_the_encoder_so_does_the_next_one_here() -> None:
+@SELDOM_ASKED
+def test_when_another_worker_s_canary_failed_so_does_the_next_one_here(model: str) -> None:
     async def scenario(core: Core) -> None:
-        core.segmenter._health._canaries = Canaries(fd)
+        share_canaries(core, fd)
+        before = asked(core, model)
         await core.segmenter.probe(1.0)
-        Canaries(fd).note_failure(ENCODER_MODEL)
+        Canaries(fd).note_failure(model)
         for _ in range(3):
             await core.segmenter.probe(1.0)
-        assert core.backend.encodes == 2
+        assert asked(core, model) == before + 2
 
     with shared_canaries() as fd:
         run(scenario)
@@ -321,14 +425,14 @@ def test_when_another_worker_s_canary_failed_in_the_encoder_so_does_the_next_one
 def test_an_encoder_that_answers_others_owes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(core: Core) -> None:
         await core.segmenter.probe(1.0)
-        core.segmenter._health.encoder_owes_an_answer()
+        core.segmenter._health.encoder.owes_an_answer()
         await core.segmenter.embed(A, PHOTO)
         await asyncio.sleep(0.02)
         await core.segmenter.probe(1.0)
         assert core.backend.encodes == 1
 
-    monkeypatch.setattr(model_health, "LEAST_IDLE_S", 0.01)
-    monkeypatch.setattr(model_health, "IDLE_PER_CANARY", 1e9)
+    monkeypatch.setattr(pulse, "LEAST_IDLE_S", 0.01)
+    monkeypatch.setattr(pulse, "IDLE_PER_CANARY", 1e9)
     run(scenario)
 
 
@@ -346,14 +450,14 @@ def test_an_upload_that_was_given_up_is_a_reason_to_ask_the_encoder(monkeypatch:
             await core.segmenter.probe(0.05)
         assert not core.segmenter.ready
 
-    monkeypatch.setattr(model_health, "LEAST_IDLE_S", 0.01)
-    monkeypatch.setattr(model_health, "IDLE_PER_CANARY", 1e9)
+    monkeypatch.setattr(pulse, "LEAST_IDLE_S", 0.01)
+    monkeypatch.setattr(pulse, "IDLE_PER_CANARY", 1e9)
     run(scenario)
 
 
 def test_while_the_encoder_takes_long_the_decoder_is_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(core: Core) -> None:
-        core.segmenter._health.encoder.failed()
+        core.segmenter._health.encoder.breaker.failed()
         core.backend.gate.clear()
         for _ in range(3):
             await core.segmenter.probe(60.0)
@@ -363,13 +467,13 @@ def test_while_the_encoder_takes_long_the_decoder_is_looked_at_again_and_again(m
         assert core.backend.encodes == 1
         assert core.segmenter.ready
 
-    monkeypatch.setattr(model_health, "ENCODER_WAIT_S", 0.05)
+    monkeypatch.setattr(model_health, "SELDOM_ASKED_WAIT_S", 0.05)
     run(scenario)
 
 
 def test_a_canary_of_the_last_model_says_nothing_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(core: Core) -> None:
-        core.segmenter._health.encoder.failed()
+        core.segmenter._health.encoder.breaker.failed()
         core.backend.gate.clear()
         await core.segmenter.probe(60.0)
         core.backend.model = fake_model("sha256:1")
@@ -377,5 +481,5 @@ def test_a_canary_of_the_last_model_says_nothing_of_the_next(monkeypatch: pytest
         assert (core.backend.encodes, core.backend.cancelled) == (2, 1)
         assert not core.segmenter.ready
 
-    monkeypatch.setattr(model_health, "ENCODER_WAIT_S", 0.05)
+    monkeypatch.setattr(model_health, "SELDOM_ASKED_WAIT_S", 0.05)
     run(scenario)
