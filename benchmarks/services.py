@@ -69,7 +69,7 @@ def instant_service(workers: int) -> Iterator[Service]:
             if any(process.poll() is not None for process in processes):
                 raise RuntimeError("a worker ended before it was ready; its own words are above")
             if select.select([reader], [], [], 1.0)[0]:
-                ready |= {report.index for report in reports_from(os.read(reader, 4096))}
+                ready |= {report.index for report in reports_from(os.read(reader, 4096)) if report.ready}
         yield Service(_addresses(settings), {"gateway": [process.pid for process in processes]}, settings)
 
 

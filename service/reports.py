@@ -1,25 +1,26 @@
-"""What a worker tells the supervisor through their pipe once a second: its index, and if the model answers it."""
+"""What a worker tells the supervisor once a second: its index, whether it is ready, and if the model answers it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-ANSWERS = 0x80  # the other bits are the index: there are at most 64 workers
+ANSWERS, READY = 0x80, 0x40  # the other bits are the index: there are at most 64 workers
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Worker `index` is ready, its event loop turns, and the model `answers` it, or does not."""
+    """The event loop of worker `index` turns; it is ready, from its first canary on, and the model `answers` it."""
 
     index: int
+    ready: bool
     answers: bool
 
 
-def report_of(index: int, *, answers: bool) -> bytes:
+def report_of(index: int, *, ready: bool, answers: bool) -> bytes:
     """Return the report of worker `index`."""
-    return bytes([index | (ANSWERS if answers else 0)])
+    return bytes([index | (READY if ready else 0) | (ANSWERS if answers else 0)])
 
 
 def reports_from(data: bytes) -> Iterator[Report]:
     """Yield the reports in what was read."""
     for byte in data:
-        yield Report(byte & ~ANSWERS, bool(byte & ANSWERS))
+        yield Report(byte & ~(READY | ANSWERS), bool(byte & READY), bool(byte & ANSWERS))

@@ -5,8 +5,10 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
-from service.observer import Tracer
+if TYPE_CHECKING:  # the supervisor asks where spans go, and needs nothing of what makes them
+    from service.observer import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +22,7 @@ def traces_url_from_environment() -> str:
 
 
 @asynccontextmanager
-async def tracer_from_environment() -> AsyncIterator[Tracer | None]:
+async def tracer_from_environment() -> AsyncIterator["Tracer | None"]:
     """Provide the tracer for the block, None where there is none; at the end of the block, send what is left."""
     if not traces_url_from_environment():
         yield None

@@ -27,6 +27,8 @@ triton_log = logging.getLogger("triton")
 HARMLESS = ("pinned_memory_manager.cc", "CudaDriverHelper has not been initialized")
 
 MAX_LINE_BYTES = 1024 * 1024
+# How long it may take to say which flags it knows. In ticks of our own, as a busy machine makes all slow.
+FLAGS_TICKS, TICK_S = 60, 1.0
 PR_SET_PDEATHSIG = 1
 UTILITIES = "triton_python_backend_utils.py"
 FOLDER_PREFIX = "sam-triton"
@@ -73,14 +75,18 @@ class TritonProcess:
         metrics_port: Port of its own /metrics, same host.
         secret: What it asks for all but inference; "" for nothing. Its command line, which all users of the machine can
             read, holds it: Triton takes it no other way.
+        traces_url: Where it sends its spans; "" for nowhere.
     """
 
-    def __init__(self, repository: Path, grpc_address: str, metrics_port: int, secret: str = "") -> None:
+    def __init__(
+        self, repository: Path, grpc_address: str, metrics_port: int, secret: str = "", traces_url: str = ""
+    ) -> None:
         self._repository = repository
         self._host, _, port = grpc_address.rpartition(":")
         self._port = int(port)
         self._metrics_port = metrics_port
         self._secret = secret
+        self._traces_url = traces_url
         self._process: asyncio.subprocess.Process | None = None
         self._logging: asyncio.Task[None] | None = None
         self._folder: OwnFolder | None = None
@@ -89,7 +95,7 @@ class TritonProcess:
         """Start the server and return its pid; it is not ready yet.
 
         Raises:
-            StartError: no server, no such repository, or a port is taken.
+            StartError: no server, or one that says nothing; no such repository; or a port is taken.
         """
         installation = find_installation()
         if not (self._repository / "sam_encoder").is_dir():
@@ -132,6 +138,7 @@ class TritonProcess:
             grpc_port=self._port,
             metrics_port=self._metrics_port,
             secret=self._secret,
+            traces_url=self._traces_url,
         )
 
     async def wait(self) -> int:
@@ -175,7 +182,11 @@ def _forget_regions(token: str) -> None:
 
 
 async def _known_flags(installation: Installation) -> frozenset[str]:
-    """Ask the server which flags it knows; that takes it some hundredths of a second."""
+    """Ask the server which flags it knows; that takes it some hundredths of a second.
+
+    Raises:
+        StartError: it does not say.
+    """
     asked = await asyncio.create_subprocess_exec(
         installation.binary,
         "--help",
@@ -184,7 +195,17 @@ async def _known_flags(installation: Installation) -> frozenset[str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    return flags_of((await asked.communicate())[0].decode(errors="replace"))
+    saying = asyncio.create_task(asked.communicate())
+    try:
+        for _ in range(FLAGS_TICKS):
+            if (await asyncio.wait([saying], timeout=TICK_S))[0]:
+                return flags_of(saying.result()[0].decode(errors="replace"))
+    finally:
+        saying.cancel()
+        if asked.returncode is None:
+            asked.kill()
+            await asked.wait()
+    raise StartError(f"{installation.binary.name} --help says nothing within {FLAGS_TICKS * TICK_S:g} s")
 
 
 async def _log_lines(lines: asyncio.StreamReader | None) -> None:

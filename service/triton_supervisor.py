@@ -17,6 +17,10 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.5
 STOPPED_S = 1.0  # a shorter pause is nobody's loss: connections survive it
 UNANSWERED_S = 30.0  # to be unready takes less: a machine that is too busy is not helped by a kill
+# How long it may take to answer the first worker: engines of gigabytes are loaded slowly. In looks of our own: the time
+# for which this process is kept waiting, by a busy machine or by itself, is not counted.
+START_S = 600.0
+START_LOOKS = int(START_S / LOOK_EVERY_S)
 STUB = "triton_python_b"  # as much of its name as Linux keeps
 ENDED = "ZX"
 STOPPED = "T"  # by a signal; "t" is a debugger's doing, and its business
@@ -51,6 +55,7 @@ class Vigil:
     """Decides whether the Triton that was started at `started_s` is as good as dead. Pure: it is told what is seen."""
 
     started_s: float
+    looks: int = 0  # before it answered
     stubs: set[int] = field(default_factory=set)
     stopped: dict[int, tuple[int, float]] = field(default_factory=dict)  # pid -> CPU time, and since when it is that
 
@@ -65,12 +70,16 @@ class Vigil:
         answered = answers.yes_s > self.started_s
         if answered:  # before, it is at liberty to start and end what it likes
             self.stubs |= {pid for pid, seen in processes.items() if seen.name == STUB}
+        else:
+            self.looks += 1
         if any(pid not in processes or processes[pid].state in ENDED for pid in self.stubs):
             return "a process that runs a model has ended"
         if self._longest_stop_s(now_s, processes) >= STOPPED_S:
             return f"it was stopped for {STOPPED_S:g} s"
         if answered and answers.no_s - answers.yes_s >= UNANSWERED_S:
             return f"it answered no worker for {UNANSWERED_S:g} s"
+        if not answered and self.looks >= START_LOOKS:
+            return f"it answered no worker within {START_S:g} s of its start"
         return ""
 
     def _longest_stop_s(self, now_s: float, processes: Mapping[int, Seen]) -> float:

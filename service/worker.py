@@ -38,16 +38,7 @@ def main(connect: Connect = connected) -> int:
     cv2.setNumThreads(1)  # the threads of its pool spin for the next mask, and none is large enough to be shared out
     count_in_files_of(arguments.index)
     try:
-        asyncio.run(
-            serve(
-                settings,
-                on_ready=lambda answers: _serve_on(arguments.supervisor_fd, arguments.index, answers),
-                connect=connect,
-                open_when_ready=arguments.open_when_ready,
-                rates_fd=arguments.rates_fd,
-                canaries_fd=arguments.canaries_fd,
-            )
-        )
+        asyncio.run(_serve(settings, arguments, connect))
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -63,18 +54,42 @@ def _tied_to(supervisor_pid: int) -> bool:
     return os.getppid() == supervisor_pid
 
 
-def _serve_on(supervisor_fd: int, index: int, answers: Callable[[], bool]) -> None:
-    """Be ready. What is in memory now stays there: to look through it for garbage would stop all requests for 75 ms."""
-    gc.collect()
-    gc.freeze()
-    _keep_telling(supervisor_fd, index, answers)
+class Teller:
+    """Tells the supervisor, from now on, that this worker's event loop turns; once it is ready, if the model answers.
+
+    So the supervisor can tell a worker that waits for its model, for as long as there is none, from one that hangs.
+    """
+
+    def __init__(self, supervisor_fd: int, index: int) -> None:
+        self._fd = supervisor_fd
+        self._index = index
+        self._answers: Callable[[], bool] | None = None
+        self._timer: asyncio.Handle = asyncio.get_running_loop().call_soon(self._keep_telling)
+
+    def be_ready(self, answers: Callable[[], bool]) -> None:
+        """Be ready. What is in memory now stays there: to look through it for garbage would stop requests for 75 ms."""
+        gc.collect()
+        gc.freeze()
+        self._answers = answers
+        self._timer.cancel()
+        self._keep_telling()
+
+    def _keep_telling(self) -> None:
+        ready, answers = self._answers is not None, self._answers is not None and self._answers()
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):
+            os.write(self._fd, report_of(self._index, ready=ready, answers=answers))
+        self._timer = asyncio.get_running_loop().call_later(TELL_EVERY_S, self._keep_telling)
 
 
-def _keep_telling(supervisor_fd: int, index: int, answers: Callable[[], bool]) -> None:
-    """Tell the supervisor that this worker is ready, then that its event loop turns, and if the model `answers`."""
-    with contextlib.suppress(BrokenPipeError, BlockingIOError):
-        os.write(supervisor_fd, report_of(index, answers=answers()))
-    asyncio.get_running_loop().call_later(TELL_EVERY_S, _keep_telling, supervisor_fd, index, answers)
+async def _serve(settings: Settings, arguments: argparse.Namespace, connect: Connect) -> None:
+    await serve(
+        settings,
+        on_ready=Teller(arguments.supervisor_fd, arguments.index).be_ready,
+        connect=connect,
+        open_when_ready=arguments.open_when_ready,
+        rates_fd=arguments.rates_fd,
+        canaries_fd=arguments.canaries_fd,
+    )
 
 
 if __name__ == "__main__":

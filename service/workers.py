@@ -31,6 +31,7 @@ from service.ports import reserved_port
 from service.reports import reports_from
 from service.settings import Settings
 from service.tls import tls_files
+from service.tracing import traces_url_from_environment
 from service.triton_process import TritonProcess
 from service.triton_supervisor import Answers, supervised
 
@@ -38,7 +39,8 @@ log = logging.getLogger(__name__)
 
 MAX_FAILED_STARTS = 3
 TICK_S = 1.0
-MAX_SILENT_TICKS = 20  # a ready worker tells of itself once a second, from its event loop
+MAX_SILENT_TICKS = 20  # a worker tells of itself once a second, from its event loop
+MAX_START_TICKS = 120  # until it is ready: before its loop turns, modules are loaded, which a busy machine may delay
 STOP_MARGIN_S = 5.0
 
 
@@ -94,6 +96,11 @@ class Worker:
         """Whether there is a process."""
         return self.process is not None and self.process.returncode is None
 
+    @property
+    def hangs(self) -> bool:
+        """Whether there is a process that has told nothing for long. One that waits for the model tells of itself."""
+        return self.alive and self.silent_ticks >= (MAX_SILENT_TICKS if self.ready else MAX_START_TICKS)
+
 
 @dataclass(frozen=True, slots=True)
 class Shared:
@@ -142,7 +149,7 @@ class Workers:
 
     @contextmanager
     def _listening_to_workers(self) -> Iterator[None]:
-        """Have a pipe into which each worker reports: when its first canary came through, and from then on."""
+        """Have a pipe into which each worker reports."""
         self._reader, self._writer = os.pipe()
         for end in (self._reader, self._writer):
             os.set_blocking(end, False)
@@ -157,21 +164,26 @@ class Workers:
     def _listen(self) -> None:
         with contextlib.suppress(BlockingIOError):
             for report in reports_from(os.read(self._reader, 4096)):
-                self._workers[report.index].ready = True
                 self._workers[report.index].silent_ticks = 0
+                if not report.ready:
+                    continue
+                self._workers[report.index].ready = True
                 self._answers.note(answers=report.answers)
                 if not self._one_was_ready.is_set():
                     self._one_was_ready.set()
                     self._on_ready()
 
     async def _kill_the_silent(self) -> None:
-        """Kill workers that hang: connections would go on to them. Ticks are our own: a pause of all is no hang."""
+        """Kill workers that hang: connections would go on to them, or they would never take any.
+
+        Ticks are our own: a pause of all is no hang.
+        """
         while True:
             await asyncio.sleep(TICK_S)
             self._listen()
             for worker in self._workers:
                 worker.silent_ticks += 1
-                if worker.ready and worker.silent_ticks >= MAX_SILENT_TICKS and worker.process and worker.alive:
+                if worker.process is not None and worker.hangs:
                     log.error("worker.hangs index=%d; it is killed", worker.index)
                     worker.process.kill()
 
@@ -246,7 +258,13 @@ class Workers:
 async def _local_triton(
     settings: Settings, secret: str, answers: Answers
 ) -> AsyncIterator[Coroutine[None, None, None]]:
-    triton = TritonProcess(Path(settings.model_repository), settings.triton_url, settings.triton_metrics_port, secret)
+    triton = TritonProcess(
+        Path(settings.model_repository),
+        settings.triton_url,
+        settings.triton_metrics_port,
+        secret,
+        traces_url_from_environment(),
+    )
     try:
         async with supervised(triton, answers) as keeping:
             yield keeping

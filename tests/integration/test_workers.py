@@ -15,6 +15,10 @@ import grpc
 import httpx
 import pytest
 
+from service.admission.rates import shared_buckets
+from service.canaries import shared_canaries
+from service.exposition import FOLDER_VARIABLE
+from service.reports import Report, reports_from
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from tests.running import ROOT, RunningService, descendants_of, free_settings, slowed, sockets_of, stubs_of
@@ -175,6 +179,28 @@ def test_a_worker_that_hangs_is_killed_after_the_drain_and_leaves_nothing(tmp_pa
         assert service.stop() == 0
         assert time.monotonic() - began_s < 15
     assert not list(tmp_path.glob("sam-*"))
+
+
+def test_a_worker_tells_of_itself_from_the_start_also_while_there_is_no_model(tmp_path: Path) -> None:
+    """By that its supervisor, here the test, tells one that waits from one that hangs."""
+    settings = free_settings()
+    reader, writer = os.pipe()
+    with shared_buckets(1) as rates_fd, shared_canaries() as canaries_fd:
+        fds = (writer, rates_fd, canaries_fd)
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "service.worker", *map(str, (5, os.getpid(), *fds))],
+            cwd=ROOT,
+            env={**os.environ, **settings, FOLDER_VARIABLE: str(tmp_path), "SAM_LOG_LEVEL": "error"},
+            pass_fds=fds,
+        )
+        os.close(writer)
+        try:
+            told = [report for _ in range(3) for report in reports_from(os.read(reader, 1))]
+        finally:
+            os.close(reader)
+            worker.terminate()
+            assert worker.wait(30) == 0
+    assert told == [Report(5, ready=False, answers=False)] * 3
 
 
 def test_when_the_supervisor_is_killed_everything_goes_with_it(tmp_path: Path) -> None:
