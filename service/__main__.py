@@ -2,6 +2,8 @@
 
 import argparse
 import asyncio
+import os
+import resource
 import sys
 from pathlib import Path
 
@@ -9,10 +11,12 @@ from pydantic import ValidationError
 
 from service.errors import StartError
 from service.logs import configure_logging
-from service.settings import Settings
+from service.settings import Settings, unknown_settings
 from service.workers import supervise
 
 SAMPLE = Path(__file__).parent / "rest" / "static" / "samples" / "coins.jpg"
+
+MAX_FILES = 65_536  # of a process; beyond what it has ports for, it would only be a way to lose memory
 
 READY = """
 Segment Anything is ready.
@@ -45,6 +49,10 @@ def main() -> int:
             where = f"SAM_{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
             print(f"error: {where}{problem['msg']}", file=sys.stderr)  # noqa: T201
         return 2
+    if unknown := unknown_settings(os.environ):
+        print(*(f"error: {each}" for each in unknown), sep="\n", file=sys.stderr)  # noqa: T201
+        return 2
+    _raise_file_limit()
     configure_logging(settings.log_level, settings.log_format)
     try:
         asyncio.run(supervise(settings, embedded=embedded, on_ready=lambda: _welcome(settings) if embedded else None))
@@ -52,6 +60,17 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _raise_file_limit() -> None:
+    """Have as many open files as may be had, here and in all that is started from here: each connection is one.
+
+    The usual 1,024 are for the sake of programs that call select(2).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _welcome(settings: Settings) -> None:

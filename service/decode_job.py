@@ -4,6 +4,7 @@ The file begins with the picture's bytes; the answer, UINT8 [S, S, 3], is writte
 process that was taken over cannot shorten it under the worker's hands.
 """
 
+import errno
 import fcntl
 import mmap
 import os
@@ -13,6 +14,7 @@ from dataclasses import astuple, dataclass
 from enum import IntEnum
 from struct import Struct
 
+from service.errors import OverloadedError
 from service.image import Box
 
 READY = b"\1"  # a process's first word
@@ -21,6 +23,7 @@ CHANNELS = 3
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 JOB, ANSWER = Struct("=QI4I"), Struct("=BII")
 WHOLE = (0, 0, 0, 0)
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +91,20 @@ class Answer:
 
 @contextmanager
 def job_file(job: Job) -> Iterator[int]:
-    """Make the file of a job for the block; a process that has it open keeps it for as long as it does."""
-    file = os.memfd_create("sam-decode", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    """Make the file of a job for the block; a process that has it open keeps it for as long as it does.
+
+    Raises:
+        OverloadedError: here or in the block, descriptors or memory for it are wanting.
+    """
     try:
-        os.ftruncate(file, job.answer_at + job.answer_nbytes)
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
-        yield file
-    finally:
-        os.close(file)
+        file = os.memfd_create("sam-decode", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(file, job.answer_at + job.answer_nbytes)
+            fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
+            yield file
+        finally:
+            os.close(file)
+    except OSError as error:
+        if error.errno not in SCARCE:
+            raise
+        raise OverloadedError("no more images can be decoded at present; come back in a moment") from error

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 # All that a decode process gets of the worker's environment: what it needs to start. Settings hold secrets.
 ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG")
 
+START_S = 60.0  # a process is ready in half a second, on a machine that has no time for it in a few
 MAX_DECODE_S = 15.0  # the largest allowed picture takes 1 to 2 s of an idle core; a busy one may be shared by ten
 PATIENCE_S = 0.1  # with a picture nobody waits for any more: about what another process costs
 START_AGAIN_S = 1.0
@@ -59,7 +60,7 @@ class DecodeProcess:
         """Start a process and wait until it is ready.
 
         Raises:
-            OSError: none can be started, or it ended before it was ready.
+            OSError: none can be started, or it ended before it was ready, or was not in time.
         """
         self.lost_as = CRASHED
         self._channel, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -72,13 +73,23 @@ class DecodeProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[its_end.fileno()],
             )
-        if await self.next_message(len(READY)) != READY:
-            raise ChildProcessError("it ended before it was ready")
+        async with asyncio.timeout(START_S):
+            if await self.next_message(len(READY)) != READY:
+                raise ChildProcessError("it ended before it was ready")
 
     def send(self, job: Job, file: int) -> None:
-        """Send a job with its file; if the process is dead, the next message says so."""
-        with suppress(BrokenPipeError, ConnectionResetError):
+        """Send a job with its file; if the process is dead, the next message says so.
+
+        Raises:
+            OSError: it was not sent; the process is killed, since it would wait for it.
+        """
+        try:
             socket.send_fds(self._open_channel(), [job.pack()], [file])
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        except OSError:
+            self.kill(CRASHED)
+            raise
 
     async def next_message(self, nbytes: int) -> bytes:
         """Wait for what the process has to say; nothing if it died."""
@@ -147,10 +158,7 @@ class DecodePool:
         """Decode a picture; see `service.image.Decoder`. A caller that leaves frees its process in a moment."""
         job = Job(len(data), input_size, box or WHOLE)
         with job_file(job) as file:
-            if len(data) <= INLINE_BYTES:
-                os.pwrite(file, data, 0)
-            else:
-                await asyncio.to_thread(os.pwrite, file, data, 0)
+            await _write(file, data)
             answer = await self._answer(job, file)
             size = self._checked_size(answer)
             pixels = np.frombuffer(os.pread(file, job.answer_nbytes, job.answer_at), np.uint8)
@@ -173,8 +181,8 @@ class DecodePool:
     async def _answer(self, job: Job, file: int) -> Answer:
         """Have a process do the job, when it is the tenant's turn."""
         process = await self._free.take(tenant_or_nobody())
-        process.send(job, file)
         work = self._spawn(self._finish(process))  # a task of its own: the process outlives a caller that leaves
+        process.send(job, file)
         try:
             message = await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -188,15 +196,15 @@ class DecodePool:
     async def _finish(self, process: DecodeProcess) -> bytes:
         """Wait for a process to end its job, in one way or the other, and see that it can take the next one."""
         timer = asyncio.get_running_loop().call_later(self._max_decode_s, process.kill, TOO_SLOW)
-        try:
-            message = await process.next_message(ANSWER.size)
-        finally:
-            timer.cancel()
-        if message:
+        outcome = await _outcome_of(process.next_message(ANSWER.size))
+        timer.cancel()
+        if isinstance(outcome, bytes) and outcome:
             self._free.give(process)
         else:
             self._spawn(self._replace(process))
-        return message
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
     async def _replace(self, process: DecodeProcess) -> None:
         lost_as = process.lost_as
@@ -207,22 +215,44 @@ class DecodePool:
 
     async def _bring_back(self, process: DecodeProcess) -> None:
         """Start a process until one is ready: should it be memory that is short, it may not be for ever."""
-        while True:
-            try:
-                await process.start()
-            except OSError as error:
-                log.error("decoding.unable a decode process cannot be started: %s", error)  # noqa: TRY400 - no bug
-                await process.end()
-                await asyncio.sleep(START_AGAIN_S)
-            else:
-                self._free.give(process)
-                return
+        while (error := await _outcome_of(process.start())) is not None:
+            known = isinstance(error, OSError)
+            log.error(
+                "decoding.unable a decode process cannot be started: %r", error, exc_info=None if known else error
+            )
+            await process.end()
+            await asyncio.sleep(START_AGAIN_S)
+        self._free.give(process)
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def _outcome_of(work: Coroutine[Any, Any, T]) -> T | BaseException:
+    """Return what comes of it, whatever that is: a place whose keeper ends early is lost for good."""
+    outcomes = await asyncio.gather(work, return_exceptions=True)
+    return outcomes[0]
+
+
+async def _write(file: int, data: bytes) -> None:
+    """Write `data` to the file's beginning, in a thread if that takes long."""
+    if len(data) <= INLINE_BYTES:
+        os.pwrite(file, data, 0)
+        return
+    # A thread goes on when its caller has left and closed the file, whose number is another file's by then. So it has a
+    # descriptor of its own, and is always begun, for it is the one to close that.
+    writing = asyncio.get_running_loop().run_in_executor(None, _write_and_close, os.dup(file), data)
+    await asyncio.shield(writing)
+
+
+def _write_and_close(file: int, data: bytes) -> None:
+    try:
+        os.pwrite(file, data, 0)
+    finally:
+        os.close(file)
 
 
 def _kill_unless_done(process: DecodeProcess, work: asyncio.Task[bytes]) -> None:

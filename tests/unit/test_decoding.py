@@ -1,10 +1,18 @@
 """Decode processes: real ones, which are killed, stopped, and given pictures that take long."""
 
 import asyncio
+import errno
 import os
 import signal
+import socket
+import sys
+import threading
+from asyncio.selector_events import BaseSelectorEventLoop
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +20,8 @@ from PIL import Image
 
 from service.call import CURRENT, Call, TraceContext
 from service.decode_job import Answer, Job, Verdict
-from service.decoding import ABANDONED, CRASHED, TOO_SLOW, DecodePool
-from service.errors import ImageTooLargeError, UnsupportedImageError
+from service.decoding import ABANDONED, CRASHED, INLINE_BYTES, TOO_SLOW, DecodePool
+from service.errors import ImageTooLargeError, OverloadedError, UnsupportedImageError
 from service.image import ImageLimits
 from service.image_header import MAX_SCANS
 from tests.bombs import MIB, half_red, jpeg, refused_in_a_process, runaway_jpeg, saved
@@ -198,6 +206,101 @@ def test_a_caller_that_leaves_while_waiting_costs_nothing() -> None:
         assert pool.lost == []
 
     run(scenario)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_caller_that_leaves_while_its_bytes_are_written_writes_into_no_other_file(
+    begun: bool,  # noqa: FBT001 - pytest passes it
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread that writes goes on, or has yet to begin; the number of the file that is closed is another's then."""
+    pwrite, goes_on = os.pwrite, threading.Event()
+
+    async def scenario(pool: Pool) -> None:
+        await pool.process()
+        loop, is_there = asyncio.get_running_loop(), asyncio.Event()
+
+        def late(*arguments: Any) -> int:  # noqa: ANN401
+            loop.call_soon_threadsafe(is_there.set)
+            goes_on.wait()
+            return pwrite(*arguments)
+
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        if not begun:
+            loop.run_in_executor(None, goes_on.wait)
+        before = descriptors()
+        monkeypatch.setattr(os, "pwrite", late)
+        leaving = asyncio.create_task(pool.decoder.decode(b"a" * (INLINE_BYTES + 1), 64))
+        await (is_there.wait() if begun else asyncio.sleep(0.05))
+        leaving.cancel()
+        with suppress(asyncio.CancelledError):
+            await leaving
+        others = [os.memfd_create("another's") for _ in range(8)]
+        goes_on.set()
+        await loop.run_in_executor(None, int)  # its turn comes when all is written
+        assert [os.fstat(each).st_size for each in others] == [0] * 8
+        for each in others:
+            os.close(each)
+        assert descriptors() == before
+
+    run(scenario)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def raised_once(monkeypatch: pytest.MonkeyPatch, where: object, name: str, error: Exception) -> None:
+    """Have a function raise the error when it is next called, and then do what it did."""
+    function = getattr(where, name)
+
+    def raising(*_: object, **__: object) -> None:
+        monkeypatch.setattr(where, name, function)
+        raise error
+
+    monkeypatch.setattr(where, name, raising)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "error", "told", "lost_as"),
+    [
+        (socket, "send_fds", OSError(errno.ETOOMANYREFS, ""), OverloadedError, CRASHED),
+        (socket, "send_fds", OSError(errno.EINVAL, ""), OSError, CRASHED),
+        (socket, "send_fds", RuntimeError(), RuntimeError, TOO_SLOW),
+        (BaseSelectorEventLoop, "sock_recv", OSError(errno.ENOMEM, ""), OverloadedError, CRASHED),
+        (BaseSelectorEventLoop, "sock_recv", RuntimeError(), RuntimeError, CRASHED),
+    ],
+)
+def test_whatever_goes_wrong_with_a_process_there_is_another_one(
+    where: object, name: str, error: Exception, told: type[Exception], lost_as: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(pool: Pool) -> None:
+        pid = await pool.process()
+        raised_once(monkeypatch, where, name, error)
+        with pytest.raises(told):
+            await pool.decoder.decode(PICTURE, 64)
+        assert await pool.process() != pid
+        assert pool.lost == [lost_as]
+
+    run(scenario, max_decode_s=0.5)
+
+
+async def decode_one(pool: Pool) -> None:
+    assert (await pool.decoder.decode(PICTURE, 64)).size == (20, 30)
+
+
+def test_whatever_goes_wrong_when_one_is_started_it_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised_once(monkeypatch, asyncio, "create_subprocess_exec", RuntimeError("can't start new thread"))
+    run(decode_one)
+
+
+def test_one_that_does_not_become_ready_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nmkdir {tmp_path}/begun && exec sleep 60\nexec {sys.executable} "$@"\n')
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr("service.decoding.START_S", 2.0)
+    run(decode_one)
 
 
 def test_answers_are_their_own_after_many_callers_left() -> None:
