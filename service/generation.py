@@ -2,13 +2,14 @@
 
 While masks are made of one batch's logits, the decoder has the next one; never more than one. Records hold run lengths,
 not masks, so that memory does not grow with the image's pixels times its masks. Threads, which cannot be interrupted,
-are given small steps.
+are given small steps. Clicks go first: while any wait, the model takes no batch, until half of the request's time is
+gone; from then on its batches wait like any other prompt, or they would never be done.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from service.answers import Progress
 from service.backend import DecoderOutput
 from service.cache.contract import CachedImage
+from service.call import CURRENT
 from service.errors import InvalidPromptError
 from service.everything import Crop, Parameters, crops_of, grids_of
 from service.prompt import Point, Prompt, PromptBatch, batches_from_prompts
@@ -34,6 +36,8 @@ from service.upscaling import Frame
 MAX_RECORDS = 16_384  # suppressing duplicates takes time by the square of it
 MAX_RECORD_BYTES = 256 * 1024 * 1024
 STEP_PIXELS = 4_000_000  # of the masks that one step in a thread makes: a few hundredths of a second
+
+YIELD_PART = 0.5  # of its time a request lets clicks go first
 
 OnProgress = Callable[[Progress], Awaitable[None]]
 
@@ -137,9 +141,17 @@ class Generation:
         (batch,) = batches_from_prompts([Prompt((Point(x, y),)) for x, y in points.tolist()], scale)
 
         async def decode() -> DecoderOutput:
+            self._let_clicks_go_first()
             return await self._means.decode(image, batch)
 
         return asyncio.create_task(decode())
+
+    def _let_clicks_go_first(self) -> None:
+        """Note it in the call of this batch alone, whose task has a context of its own."""
+        call = CURRENT.get()
+        if call is not None:
+            is_early = self._watch.left_s() > (1 - YIELD_PART) * self._watch.deadline_s
+            CURRENT.set(replace(call, others_go_first=is_early))
 
     async def _clean(self) -> None:
         """Let small regions go, and with them what is a duplicate then."""

@@ -29,6 +29,7 @@ class AdaptiveLimit:
         self._limit = float(most)
         self._before: Spent | None = None
         self._settled_s = 0.0
+        self._wanted = False  # since the last measurement
 
     @property
     def value(self) -> int:
@@ -36,7 +37,11 @@ class AdaptiveLimit:
         return int(self._limit)
 
     def adapt(self, spent: Spent, now_s: float, *, wanting: bool) -> None:
-        """Take the server's totals; `wanting` says that requests wait for a permit, so that more would be used."""
+        """Take the server's totals; `wanting` says that requests wait, or were refused: more permits would be used.
+
+        Who is refused comes back later, when nobody may be: so it holds until a measurement is there to act upon.
+        """
+        self._wanted |= wanting
         if self._before is None or spent.requests < self._before.requests:  # the first, or of a server that began anew
             self._before = spent
             self._limit = min(self._limit, FIRST)
@@ -47,10 +52,11 @@ class AdaptiveLimit:
         queue_s = (spent.queue_s - self._before.queue_s) / requests
         compute_s = (spent.compute_s - self._before.compute_s) / requests
         self._before = spent
+        wanted, self._wanted = self._wanted, False
         if queue_s > TARGET * compute_s + SLACK_S:
             fitting = (TARGET + 1) * compute_s / (queue_s + compute_s)
             self._limit = max(self._limit * max(fitting, LARGEST_DECREASE), self._least)
-        elif wanting:
+        elif wanted:
             self._limit = min(self._limit + 1, self.most)
         else:
             return

@@ -52,6 +52,7 @@ class Permits:
         self._max_bytes = max_bytes
         self._held_bytes = 0
         self._bytes_of: Counter[str] = Counter()  # of each tenant
+        self._untaken_of: Counter[str] = Counter()  # of each tenant's answers
         self._active_tenants = active_tenants
         self._observer = observer or Unobserved()
         self._clock = clock
@@ -77,13 +78,16 @@ class Permits:
         Raises:
             OverloadedError: as `hold`.
         """
+        if self._untaken_of[tenant] > self._max_bytes / self._active_tenants():
+            self._observer.refused(Refusal.BYTES)
+            raise OverloadedError("too many of your answers wait to be read; read them, and send the request again")
         room = self._rooms[lane]
         room.tenants = self._active_tenants()
         if room.fits(tenant, self._limit(lane)):
             return
         wait_s = room.wait_s(tenant, self._clock(), self._limit(lane))
         if room.is_full_for(tenant) or wait_s > min(self._max_wait_s, left_s):
-            self._observer.refused(Refusal.WAIT)
+            self._note_refused(room)
             raise OverloadedError(
                 f"{room.held} requests of this kind are under way and {room.waiting} wait; come back in a moment",
                 retry_after_s=max(wait_s, MIN_RETRY_S),
@@ -127,11 +131,28 @@ class Permits:
             if not self._bytes_of[whose]:
                 del self._bytes_of[whose]
 
+    def answer(self, nbytes: int, tenant: str) -> Callable[[], None]:
+        """Count an answer to `tenant` until its client has taken it: until what is returned is called, once.
+
+        It is made already, and not refused. Further requests of the tenant are, while it leaves more than its share of
+        the bytes that may be held untaken.
+        """
+        self._untaken_of[tenant] += nbytes
+
+        def taken() -> None:
+            self._untaken_of[tenant] -= nbytes
+            if not self._untaken_of[tenant]:
+                del self._untaken_of[tenant]
+
+        return taken
+
     def adapt(self, spent: Mapping[Lane, Spent]) -> None:
         """Take what the model server says of its queues, to let in more or fewer at once."""
         for lane, totals in spent.items():
             room = self._rooms[lane]
-            room.limit.adapt(totals, self._clock(), wanting=room.waiting > 0)
+            # When permits are held so long that all are refused, nobody waits, and yet more could be at work.
+            room.limit.adapt(totals, self._clock(), wanting=room.waiting > 0 or room.refused)
+            room.refused = False
         self._call_up()
 
     def tell(self) -> None:
@@ -148,7 +169,7 @@ class Permits:
         self._call_up()
         if place.done():
             return place.result()
-        patience = asyncio.get_running_loop().call_later(PATIENCE * self._max_wait_s, self._send_away, place)
+        patience = asyncio.get_running_loop().call_later(PATIENCE * self._max_wait_s, self._send_away, room, place)
         try:
             return await place
         except (asyncio.CancelledError, OverloadedError):
@@ -161,10 +182,14 @@ class Permits:
         finally:
             patience.cancel()
 
-    def _send_away(self, place: "asyncio.Future[Permit]") -> None:
+    def _send_away(self, room: WaitingRoom, place: "asyncio.Future[Permit]") -> None:
         if not place.done():
-            self._observer.refused(Refusal.WAIT)
+            self._note_refused(room)
             place.set_exception(OverloadedError("others take longer than expected; come back in a moment"))
+
+    def _note_refused(self, room: WaitingRoom) -> None:
+        room.refused = True
+        self._observer.refused(Refusal.WAIT)
 
     def _call_up(self) -> None:
         """Give free permits to those who wait, prompts first."""

@@ -43,6 +43,7 @@ class WaitingRoom:
         self.tenants = 1  # that ask lately, to share between
         self.held = 0
         self.waiting = 0
+        self.refused = False  # any, since the limit was last adapted
         self._beyond = 0  # of those held, by tenants that had their share
         self._tenants: dict[str, _Tenant] = {}  # in the order of their turns
         self._hold_s = 0.0  # how long a permit is held, smoothed

@@ -105,6 +105,13 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
 
+    def _note_answer(self, answer: Message, tenant: str) -> None:
+        """Count an answer towards its tenant's until it is written: gRPC waits for clients as long as they like."""
+        task = asyncio.current_task()
+        if task is not None:
+            taken = self._gate.permits.answer(answer.ByteSize(), tenant)
+            task.add_done_callback(lambda _: taken())
+
     def _observed(
         self, call: Call, route: str, handler: grpc.RpcMethodHandler
     ) -> Callable[[object, grpc.aio.ServicerContext], Awaitable[Message | None]]:
@@ -123,6 +130,8 @@ class RequestObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc 
                     grow_body_to(len(data), call.tenant)
                     request = message_from_bytes(data, handler.request_deserializer)
                     answer: Message | None = await handle(request, context)
+                if answer is not None:
+                    self._note_answer(answer, call.tenant)
                 return answer
 
         return observed

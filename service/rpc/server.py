@@ -57,7 +57,7 @@ class RpcServer:
 
     A client's connection stays with the worker that accepted it. So that connections spread over the workers, replaced
     ones too, each is closed at an age of `connection_age_s` (gRPC itself adds a jitter of +-10 %): the client is told,
-    opens the next one, and calls under way have another `connection_grace_s`.
+    opens the next one, and calls under way have another `connection_grace_s`. `requests` knows those of this moment.
     """
 
     def __init__(  # noqa: PLR0913 - what it is composed of, by name
@@ -76,9 +76,9 @@ class RpcServer:
         self._credentials = credentials
         self._health = HealthServicer({"", SERVICE})
         max_message_bytes = REFUSED_IMAGE_FACTOR * segmenter.limits.max_bytes + MESSAGE_OVERHEAD_BYTES
-        self._requests = RequestObserver(authoriser, observer, segmenter.gate, max_message_bytes)
+        self.requests = RequestObserver(authoriser, observer, segmenter.gate, max_message_bytes)
         self._server: Any = grpc.aio.server(
-            interceptors=[self._requests],
+            interceptors=[self.requests],
             options=[
                 *LIMITS,
                 ("grpc.so_reuseport", 1),  # the supervisor has made sure that only workers share the port
@@ -121,10 +121,10 @@ class RpcServer:
         stopping = asyncio.create_task(self._server.stop(NEVER_S))
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                await _until_empty(self._requests.under_way, stopping)
+                await _until_empty(self.requests.under_way, stopping)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(TAKE_S):
-                        await _until_empty(self._requests.answering, stopping)
+                        await _until_empty(self.requests.answering, stopping)
                 await asyncio.wait([stopping], timeout=LINGER_S)
         await self._server.stop(None)
         await stopping

@@ -56,6 +56,16 @@ def test_it_does_not_grow_for_nobody() -> None:
     assert limit.value == shrunk
 
 
+def test_what_was_wanted_before_anything_could_be_measured_is_remembered_once() -> None:
+    limit = AdaptiveLimit(64)
+    limit.adapt(Spent(0, 0.0, 0.0), 0.0, wanting=False)
+    limit.adapt(Spent(0, 0.0, 0.0), 1.0, wanting=True)  # nothing was answered yet
+    limit.adapt(Spent(1, 0.0, 5.0), 2.0, wanting=False)
+    assert limit.value == FIRST + 1
+    limit.adapt(Spent(2, 0.0, 10.0), 20.0, wanting=False)
+    assert limit.value == FIRST + 1
+
+
 def test_the_effect_of_a_change_is_awaited_before_the_next() -> None:
     limit = AdaptiveLimit(64)
     limit.adapt(Spent(0, 0.0, 0.0), 0.0, wanting=True)

@@ -1,6 +1,7 @@
 """Everything-mode in the core, against a backend that costs nothing: its bounds, its crops, and how it ends."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 from pycocotools import mask as coco
 
 from service import errors
-from service.answers import EverythingRequest, EverythingResult, ImageRef, Progress
+from service.answers import EverythingRequest, EverythingResult, ImageRef, Progress, SegmentRequest
 from service.backend import DecoderOutput
 from service.cache.contract import CacheLevel, Embedding
+from service.call import CURRENT, call_from_headers, others_go_first
 from service.everything import Parameters
-from service.prompt import PromptBatch
+from service.prompt import Point, Prompt, PromptBatch
 from tests.conftest import encoded
 from tests.cores import Core, run
 
@@ -120,6 +122,33 @@ def test_one_batch_is_decoded_ahead_and_no_more() -> None:
         await everything(core, on_progress=slow_reader)
         assert most() == 1
         assert seen == [2, 3, 4, 4]
+
+    run(scenario)
+
+
+def test_its_batches_let_clicks_go_first_until_half_of_its_time_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    late_s = 0.0
+    monkeypatch.setattr("service.stopwatch.monotonic", lambda: time.monotonic() + late_s)
+
+    async def note(progress: Progress) -> None:
+        nonlocal late_s
+        late_s = 2.6 if progress.batches == 2 else late_s  # of the 5 s that there are; the third is under way
+
+    async def scenario(core: Core) -> None:
+        await core.segmenter.embed(A, PHOTO)
+        decode = core.backend.decode
+
+        async def look(*arguments: Any) -> DecoderOutput:  # noqa: ANN401
+            seen.append(others_go_first())
+            return await decode(*arguments)
+
+        core.backend.decode = look
+        CURRENT.set(call_from_headers("http", {}))
+        await everything(core, on_progress=note)
+        assert seen == [True, True, True, False]
+        await core.segmenter.segment(A, SegmentRequest((Prompt((Point(20, 10),)),)))
+        assert seen[4:] == [False]
 
     run(scenario)
 

@@ -294,6 +294,40 @@ def test_when_nothing_ends_any_more_newcomers_are_refused_sooner_and_sooner() ->
     run(scenario)
 
 
+def test_when_all_are_refused_because_work_takes_long_more_are_let_in_as_long_as_there_is_no_queue() -> None:
+    """Nobody waits then, and the limit would stay where a queue of long ago put it."""
+
+    async def scenario() -> None:
+        clock, watching = Clock(), Watching()
+        permits = Permits(40, max_wait_s=1.0, observer=watching, clock=clock)  # thirty for prompts
+        crowd = Crowd(permits)
+        permits.adapt({Lane.PROMPT: Spent(0, 0.0, 0.0)})
+        clock.now_s += 1
+        permits.adapt({Lane.PROMPT: Spent(10, 50.0, 10.0)})
+        limits, requests = [], 10
+        for _ in range(12):
+            tasks = []
+            permits.tell()
+            limits.append(watching.lanes[Lane.PROMPT][2])
+            for _ in range(limits[-1]):
+                tasks.append(crowd.come())
+                await settle()
+            clock.now_s += 60  # a permit is held for so long that nobody may wait for one
+            with pytest.raises(OverloadedError):
+                await crowd.come()
+            permits.adapt({Lane.PROMPT: Spent(requests, 50.0, 1.0 * requests)})  # before any has ended
+            await crowd.end(tasks)
+            requests += len(tasks)
+            clock.now_s += 60
+            permits.adapt({Lane.PROMPT: Spent(requests, 50.0, 1.0 * requests)})
+        assert limits == list(range(limits[0], limits[0] + 12))
+        permits.adapt({Lane.PROMPT: Spent(requests + 1, 50.0, 1.0 * requests + 1)})  # nobody was refused since
+        permits.tell()
+        assert watching.lanes[Lane.PROMPT] == (0, 0, limits[-1] + 1)
+
+    run(scenario)
+
+
 def test_who_has_waited_far_longer_than_was_expected_is_sent_away_and_costs_no_permit() -> None:
     async def scenario() -> None:
         watching = Watching()

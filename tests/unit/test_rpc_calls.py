@@ -3,7 +3,7 @@
 import asyncio
 import io
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import grpc
@@ -12,6 +12,7 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 from PIL import Image
 
+from service.admission.permits import Permits
 from service.admission.rates import Rates
 from service.auth import ANONYMOUS, Authoriser
 from service.rpc import server as server_module
@@ -73,6 +74,43 @@ def large_answer() -> bytes:
     """Return a request for an answer that is larger than what flow control lets go unread."""
     prompts = [pb.Prompt(points=[pb.Point(x=30, y=30, label=1)])] * 256
     return pb.SegmentRequest(image_id="a", prompts=prompts, include_logits=True, multimask=True).SerializeToString()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110 - a set, which tells nobody
+        await asyncio.sleep(0.02)
+
+
+async def outcome_of_a_click(channel: grpc.aio.Channel) -> str:
+    click = pb.SegmentRequest(image_id="a", prompts=[pb.Prompt(points=[pb.Point(x=30, y=30, label=1)])])
+    try:
+        await channel.unary_unary(METHOD + "Segment")(click.SerializeToString(), timeout=10)
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+    return "OK"
+
+
+def test_answers_that_are_not_taken_leave_a_tenant_no_further_ones() -> None:
+    """Until they are: a client that asks and does not read costs a worker what its requests may hold, and no more."""
+
+    async def work() -> list[str]:
+        permits = Permits(8, max_bytes=300_000)
+        async with (
+            running(FakeBackend(), OPEN, permits=permits) as servers,
+            grpc.aio.insecure_channel(servers.grpc_address) as channel,
+        ):
+            requests = servers.rpc.requests
+            embed = channel.unary_unary(METHOD + "EmbedImage")
+            await embed(pb.EmbedImageRequest(image_id="a", image=photograph()).SerializeToString())
+            await until(lambda: not requests.answering)
+            with connection(servers.grpc_address) as unread:
+                unread.sendall(call(1, METHOD.encode() + b"Segment") + message(1, large_answer()))
+                await until(lambda: bool(requests.answering) and not requests.under_way)
+                outcomes = [await outcome_of_a_click(channel)]
+            await until(lambda: not requests.answering)
+            return [*outcomes, await outcome_of_a_click(channel)]
+
+    assert run(work()) == ["RESOURCE_EXHAUSTED", "OK"]
 
 
 def test_a_client_that_does_not_take_its_answer_does_not_hold_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
