@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -15,7 +16,7 @@ import pytest
 
 from service.decoding import DecodePool
 from service.errors import ImageTooLargeError, UnsupportedImageError
-from service.image import DecodedImage, ImageLimits
+from service.image import ImageLimits
 from service.image_header import MAX_SCANS, read_header
 from tests.bombs import MIB, accepted, endless_jpeg, refused_in_a_process, refused_unread, runaway_jpeg
 from tests.faults.conftest import Report
@@ -24,6 +25,7 @@ from tests.running import RunningService, descendants_of
 
 PROMISE = "bombs and broken images"
 LIMITS = ImageLimits(32 * MIB, 64_000_000)
+LOOKS = 5  # at each file
 SECONDS_OF_WORK = runaway_jpeg(8000, MAX_SCANS - 6)
 
 
@@ -83,23 +85,29 @@ def test_bombs_are_refused_unread(service: RunningService, full: bool, report: R
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
     bombs = {name: data for name, (data, _) in refused_unread().items()} | {"32 MiB": endless_jpeg(32 * MIB)}
-    slowest, worst_ms = max(((name, header_ms(data)) for name, data in bombs.items()), key=lambda each: each[1])
-    figures = f"{worst_ms:.2f} ms at most ({slowest}), +{max(grown) / MIB:.1f} MB"
+    looks_ms = {name: header_ms(data) for name, data in bombs.items()}
+    slowest = max(looks_ms, key=lambda name: statistics.median(looks_ms[name]))
+    worst_ms = statistics.median(looks_ms[slowest])
+    figures = (
+        f"{worst_ms:.2f} ms the slowest file's median ({slowest}), {max(map(max, looks_ms.values())):.2f} the worst of "
+        f"{LOOKS * len(bombs)} looks, +{max(grown) / MIB:.1f} MB"
+    )
     kept = max(grown) <= 10 * MIB and (worst_ms <= 5 or not full)
     report(PROMISE, "refused unread <= 5 ms, <= 10 MB", figures, kept=kept)
     assert kept
     assert decode_pids(worker) == stopped
 
 
-def header_ms(data: bytes) -> float:
-    """The median of a few: how long a look at a file's header takes, which refuses it, or leaves that to a process."""
-    seconds = []
-    for _ in range(5):
-        start_s = time.perf_counter()
-        with suppress(ImageTooLargeError, UnsupportedImageError):
-            read_header(data, LIMITS)
-        seconds.append(time.perf_counter() - start_s)
-    return 1e3 * statistics.median(seconds)
+def header_ms(data: bytes) -> list[float]:
+    """Return how long some looks at a file's header take, each of which refuses it, or leaves that to a process."""
+    return [look_ms(data) for _ in range(LOOKS)]
+
+
+def look_ms(data: bytes) -> float:
+    start_s = time.perf_counter()
+    with suppress(ImageTooLargeError, UnsupportedImageError):
+        read_header(data, LIMITS)
+    return 1e3 * (time.perf_counter() - start_s)
 
 
 def test_bombs_within_are_refused_by_a_process_that_lives_on(service: RunningService, report: Report) -> None:
@@ -113,8 +121,8 @@ def test_bombs_within_are_refused_by_a_process_that_lives_on(service: RunningSer
         took_ms.append(1e3 * (time.perf_counter() - start_s))
         assert (answer.status_code, answer.json()["reason"]) == (415, "unsupported_image"), name
     grown = max(peak_bytes(pid) - peak for pid, peak in peaks.items())
-    figures = f"{statistics.median(took_ms):.0f} ms (median), +{grown / MIB:.0f} MB in it"
-    report(PROMISE, "bombs within: one process, no crash", figures)
+    figures = f"{statistics.median(took_ms):.0f} ms the median, {max(took_ms):.0f} the slowest, +{grown / MIB:.0f} MB"
+    report(PROMISE, "bombs within: read by a decode process, so neither 5 ms nor 10 MB; it lives on", figures)
     assert decode_pids(worker) == before
     assert grown < 80 * MIB  # a canvas of 4000 x 4000, which a WebP claims, is 64 MB
 
@@ -200,40 +208,66 @@ def test_no_decode_process_outlives_its_worker(service: RunningService) -> None:
     service.wait_for("/readyz", 200)
 
 
+@dataclass
+class Fate:
+    """What became of mutants: how many were pictures, how many refused, and by how much the decode process grew.
+
+    Of refusals by the header, `worst_ms` is the longest look, `slowest_ms` how long the slowest file takes (median).
+    """
+
+    pictures: int = 0
+    refused: int = 0
+    grown: int = 0
+    slowest_ms: float = 0.0
+    worst_ms: float = 0.0
+
+
 def test_mutated_pictures_are_pictures_or_typed_errors(full: bool, report: Report) -> None:  # noqa: FBT001
     """No crash of a decode process even, and memory stays where it is."""
     count = 100_000 if full else 2_000
     lost: list[str] = []
-    outcomes = asyncio.run(outcomes_of(count, lost))
-    grown = outcomes["grown"] / MIB
-    figures = (
-        f"{outcomes['picture']} pictures, {outcomes['refused']} typed errors, {len(lost)} crashes, {grown:+.1f} MB"
+    fate = asyncio.run(fate_of(count, lost))
+    grown = fate.grown / MIB
+    report(
+        PROMISE,
+        f"{count} mutated JPEG/PNG/WebP",
+        f"{fate.pictures} pictures, {fate.refused} typed errors, {len(lost)} crashes, {grown:+.1f} MB, the slowest by "
+        f"its header {fate.slowest_ms:.2f} ms, {fate.worst_ms:.2f} the worst look",
     )
-    report(PROMISE, f"{count} mutated JPEG/PNG/WebP", figures)
-    assert sum(outcomes[kind] for kind in ("picture", "refused")) == count
-    assert outcomes["picture"] > count / 20
+    assert fate.pictures + fate.refused == count
+    assert fate.pictures > count / 20
     assert lost == []
-    assert grown < 16
+    assert grown <= 10
+    assert fate.slowest_ms <= 5 or not full
 
 
-async def outcomes_of(count: int, lost: list[str]) -> dict[str, int]:
-    decoder = DecodePool(1, LIMITS, lost.append)
-    outcomes = {"picture": 0, "refused": 0, "grown": 0}
+async def fate_of(count: int, lost: list[str]) -> Fate:
+    decoder, fate = DecodePool(1, LIMITS, lost.append), Fate()
     async with decoder.running():
         for number, data in enumerate(mutants(count, seed=7)):
-            outcomes[await outcome_of(decoder, data)] += 1
+            await add_to(fate, decoder, data)
             if number == count // 2:
                 pids = decode_pids(os.getpid())
                 before = sum(resident_bytes(pid) for pid in pids)
-        outcomes["grown"] = sum(resident_bytes(pid) for pid in pids) - before
-    return outcomes
+        fate.grown = sum(resident_bytes(pid) for pid in pids) - before
+    return fate
 
 
-async def outcome_of(decoder: DecodePool, data: bytes) -> str:
+async def add_to(fate: Fate, decoder: DecodePool, data: bytes) -> None:
+    start_s = time.perf_counter()
     try:
         read_header(data, LIMITS)
-        image: DecodedImage = await decoder.decode(data, 64)
     except (ImageTooLargeError, UnsupportedImageError):
-        return "refused"
-    assert image.placed.pixels.shape == (64, 64, 3)
-    return "picture"
+        took_ms = 1e3 * (time.perf_counter() - start_s)
+        if took_ms > fate.slowest_ms:  # or it had no core in that moment
+            fate.slowest_ms = max(fate.slowest_ms, statistics.median(header_ms(data)))
+        fate.worst_ms = max(fate.worst_ms, took_ms)
+        fate.refused += 1
+        return
+    try:
+        image = await decoder.decode(data, 64)
+    except (ImageTooLargeError, UnsupportedImageError):
+        fate.refused += 1
+    else:
+        assert image.placed.pixels.shape == (64, 64, 3)
+        fate.pictures += 1

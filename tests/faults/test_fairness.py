@@ -8,8 +8,9 @@ import asyncio
 import os
 import statistics
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 
 import httpx
@@ -19,7 +20,7 @@ import pytest
 from benchmarks.load import OK, PHOTO, Load, Samples, run_loads
 from service.cache.contract import Embedding
 from service.call import CURRENT, call_from_headers, let_others_go_first
-from service.prompt import Point, Prompt, batches_from_prompts
+from service.prompt import Point, Prompt, PromptBatch, batches_from_prompts
 from service.tensors import EMBEDDING
 from service.triton import TritonBackend
 from tests.conformance.callers import Failure, GrpcCaller, RestCaller
@@ -60,9 +61,23 @@ def run(service: RunningService, greedy_rate: float, seconds: float, seed: int) 
 
 
 def p99_s(rounds: list[list[Samples]]) -> float:
-    """Return the 99th percentile of all latencies."""
-    times_s = [sample.took_s for others in rounds for samples in others for sample in samples.of(OK)]
+    """Return the 99th percentile of all latencies; who was not answered counts as having waited until its deadline.
+
+    Else to refuse those who would be late would make the figure better.
+    """
+    times_s = [
+        sample.took_s if sample.outcome == OK else samples.load.deadline_s
+        for others in rounds
+        for samples in others
+        for sample in samples.all
+    ]
     return statistics.quantiles(times_s, n=100)[-1]
+
+
+def answered_of(rounds: list[list[Samples]]) -> tuple[int, int]:
+    """Return how many were answered, and how many asked."""
+    everybody = [samples for others in rounds for samples in others]
+    return sum(len(samples.of(OK)) for samples in everybody), sum(len(samples.all) for samples in everybody)
 
 
 def test_a_tenant_at_twenty_times_its_share_does_not_move_the_others(
@@ -79,8 +94,7 @@ def test_a_tenant_at_twenty_times_its_share_does_not_move_the_others(
         unfair.append(others)
         refused += len(greedy.of("overloaded"))
         assert len(greedy.of(OK)) > 0
-    asked = sum(len(samples.all) for others in unfair for samples in others)
-    answered = sum(len(samples.of(OK)) for others in unfair for samples in others)
+    answered, asked = answered_of(unfair)
     report(
         PROMISE,
         "a tenant at 20x its share is who is refused",
@@ -88,20 +102,54 @@ def test_a_tenant_at_twenty_times_its_share_does_not_move_the_others(
     )
     if full:
         moved = p99_s(unfair) / p99_s(fair) - 1
+        answered_before, asked_before = answered_of(fair)
+        kept = moved < 0.1 and answered_before >= 0.99 * asked_before  # else the p99 is a deadline, which nothing moves
         report(
             PROMISE,
             "a tenant at 20x its share moves others' p99 by < 10 %",
-            f"{100 * moved:+.0f} % ({p99_s(fair):.2f} s to {p99_s(unfair):.2f} s), load {os.getloadavg()[0]:.0f}",
-            kept=moved < 0.1,
+            f"{100 * moved:+.0f} % ({p99_s(fair):.2f} s to {p99_s(unfair):.2f} s), not answered "
+            f"{asked_before - answered_before} of {asked_before} before and {asked - answered} of {asked} then, load "
+            f"{os.getloadavg()[0]:.0f}",
+            kept=kept,
         )
-        assert moved < 0.1
+        assert kept
     assert refused > 0
-    assert answered >= (0.95 * asked if full else asked)
+    assert answered >= (0.99 * asked if full else asked)
 
 
 def test_who_lets_others_go_first_gets_a_turn_before_its_deadline(slow: RunningService) -> None:
     """Though Triton would never take it while others come."""
-    assert 2.0 <= asyncio.run(answered_s(slow, deadline_s=4.0)) <= 4.0
+
+    async def ask(crowd: Crowd) -> None:
+        CURRENT.set(call_from_headers("grpc", {}))
+        let_others_go_first()
+        await crowd.click(4.0)
+
+    assert 2.0 <= asyncio.run(in_a_crowd_s(slow, ask)) <= 4.0
+
+
+def test_everything_mode_loses_no_time_alone_and_lets_clicks_go_first(
+    slow: RunningService, report: Report, *, full: bool
+) -> None:
+    """While more of them come than are taken, none of its batches is for half of its time; yet it is done in time."""
+    deadline_s = 14.0
+
+    async def ask(_: object = None) -> None:
+        headers = {"authorization": f"Bearer {GREEDY}", "x-request-timeout": f"{deadline_s:g}"}
+        asked = {"points_per_side": 8, "points_per_batch": 32}  # two batches
+        async with httpx.AsyncClient(headers=headers, timeout=60) as client:
+            answer = await client.post(f"{slow.url}/v1/images/load/everything", json=asked)
+        answer.raise_for_status()
+
+    began_s = time.monotonic()
+    asyncio.run(ask())
+    alone_s = time.monotonic() - began_s
+    took_s = asyncio.run(in_a_crowd_s(slow, ask))
+    figures = f"{alone_s:.1f} s alone (two batches of {DECODE_S} s), {took_s:.1f} s of {deadline_s:.0f} among clicks"
+    report(PROMISE, "everything-mode lets clicks go first", figures)
+    assert alone_s < deadline_s / 2
+    assert alone_s < 2 * DECODE_S + 0.5 or not full
+    assert deadline_s / 2 <= took_s <= deadline_s
 
 
 @asynccontextmanager
@@ -114,24 +162,39 @@ async def connected(service: RunningService) -> AsyncIterator[TritonBackend]:
         await backend.close()
 
 
-async def answered_s(service: RunningService, deadline_s: float) -> float:
-    """Return after how long a prompt that lets others go first is answered, while more of them come than are taken."""
-    async with connected(service) as backend:
-        dtype, shape = (await backend.describe(deadline_s)).tensors[EMBEDDING]
-        embedding = Embedding({EMBEDDING: np.zeros(shape, dtype)}, None)
+@dataclass
+class Crowd:
+    """Those who click on an image, without the gateway: the more of them, the less it is the next one's turn."""
+
+    backend: TritonBackend
+    embedding: Embedding
+    batch: PromptBatch
+
+    @classmethod
+    async def gathered(cls, backend: TritonBackend) -> "Crowd":
+        """Return those who come to `backend`."""
+        dtype, shape = (await backend.describe(4.0)).tensors[EMBEDDING]
         (batch,) = batches_from_prompts([Prompt((Point(1, 1),))], (1.0, 1.0))
-        answered = asyncio.Event()
+        return cls(backend, Embedding({EMBEDDING: np.zeros(shape, dtype)}, None), batch)
+
+    async def click(self, timeout_s: float) -> None:
+        """Have a click answered."""
+        await self.backend.decode(self.embedding, self.batch, timeout_s)
+
+
+async def in_a_crowd_s(service: RunningService, ask: Callable[[Crowd], Awaitable[None]]) -> float:
+    """Return how long `ask` takes while more clicks come than are taken."""
+    async with connected(service) as backend:
+        crowd, answered = await Crowd.gathered(backend), asyncio.Event()
 
         async def keep_asking() -> None:
             while not answered.is_set():
-                await backend.decode(embedding, batch, 60)
+                await crowd.click(60)
 
         async def ask_last() -> float:
-            CURRENT.set(call_from_headers("grpc", {}))
-            let_others_go_first()
             began_s = time.monotonic()
             try:
-                await backend.decode(embedding, batch, deadline_s)
+                await ask(crowd)
             finally:
                 answered.set()
             return time.monotonic() - began_s
