@@ -6,6 +6,7 @@ in the same files: counters never fall, and the files never get more.
 
 import os
 import socket
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from service.cache.arena import usage_of
+from service.cache.arena import Usage, usage_of
 from service.errors import StartError
 from service.own_folder import OwnFolder, sweep
 
@@ -56,14 +57,17 @@ def forget_gauges_of(index: int, folder: Path) -> None:
 
 
 class CacheUsage(Collector):
-    """How full the arena `name` is, read when asked."""
+    """How full the arena `name` is, read when asked; zeros while that cannot be told."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def collect(self) -> Iterable[Metric]:
         """Yield the series."""
-        usage = usage_of(self._name)
+        try:
+            usage = usage_of(self._name)
+        except (sqlite3.Error, OSError):  # it is being replaced, or damaged: the other series are no worse for it
+            usage = Usage(0, 0, 0)
         yield GaugeMetricFamily("sam_cache_entries", "Embeddings cached.", usage.entries)
         yield GaugeMetricFamily("sam_cache_bytes", "Bytes of shared memory they take.", usage.nbytes)
         yield GaugeMetricFamily("sam_cache_capacity_bytes", "Bytes there are for them.", usage.capacity_bytes)

@@ -16,6 +16,7 @@ from service.backend import Backend
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
 from service.cache.redis import RedisLevel
+from service.cache.room import LATE_WRITE_S
 from service.canaries import Canaries
 from service.decoding import DecodePool
 from service.gate import Gate
@@ -35,7 +36,6 @@ from service.upkeep import keep_adapting, keep_probing, keep_renewing, keep_tell
 
 log = logging.getLogger(__name__)
 
-LATE_WRITE_S = 30.0  # how long after its deadline Triton could still write the embedding of an encode it had begun
 MAX_LEASE_S = 5.0
 REDIS_TTL_S = 86400.0  # in the second level, when SAM_CACHE_TTL_S sets none: Redis must be able to forget
 QUIET_S = 0.3  # so long without a new call, while draining, and none is on its way
@@ -105,7 +105,7 @@ async def serve(
         upkeep = [
             await stack.enter_async_context(_in_background(work))
             for work in (
-                keep_renewing(cache, metrics),
+                keep_renewing(cache, segmenter, metrics),
                 keep_adapting(segmenter),
                 keep_probing(segmenter, ready),
                 keep_telling(segmenter, rpc, metrics),

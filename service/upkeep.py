@@ -58,9 +58,9 @@ async def keep_adapting(segmenter: Segmenter) -> None:
         await segmenter.adapt(ADAPT_TIMEOUT_S)
 
 
-async def keep_renewing(cache: EmbeddingCache, metrics: Metrics) -> None:
+async def keep_renewing(cache: EmbeddingCache, segmenter: Segmenter, metrics: Metrics) -> None:
     """Hold on to the worker's slots for answers, also while the model does not answer; count the loop's tasks."""
     while True:
         await asyncio.sleep(RENEW_EVERY_S)
-        cache.renew()
+        cache.renew(model_is_silent=not segmenter.model_answers)
         metrics.tasks(len(asyncio.all_tasks()))

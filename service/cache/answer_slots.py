@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.cache.arena import Arena, Region
-from service.cache.index import Claim, Index, IndexUnavailableError
+from service.cache.database import IndexUnavailableError
+from service.cache.index import Claim, Index
 from service.cache.record import HEADER_BYTES
 
-MAX_SLOTS = 8  # of one worker
+MAX_SLOTS = 8  # of one worker, besides those that rest
 ARENA_SHARE = 32  # of all workers together: at most one slot in so many
 
 
@@ -32,23 +33,30 @@ class AnswerSlot:
 class AnswerSlots:
     """The slots of one of `workers` workers. For one event loop.
 
-    `claim_s` is how long after a call's start its answer could still be written.
+    `claim_s` is how long after a call's start its answer could still be written; of one that was given up, the index's
+    limits say how long.
     """
 
     def __init__(self, arena: Arena, index: Index, claim_s: float, workers: int = 1) -> None:
         self._arena = arena
         self._index = index
         self._claim_s = claim_s
-        self._wanted = min(MAX_SLOTS, arena.slots // (ARENA_SHARE * workers))
+        self._late_write_s = min(claim_s, index.limits.late_write_s)
+        self._share = arena.slots // (ARENA_SHARE * workers)
         self._free: list[AnswerSlot] = []
         self._held: dict[int, AnswerSlot] = {}
         self.renew()
 
-    def renew(self) -> None:
+    def renew(self, *, model_is_silent: bool = False) -> None:
         """Hold on to the slots, and to more if some are missing; to be called many times within `claim_s`.
 
-        While the index cannot be written nothing is lost but time: slots whose claims run low are not lent.
+        While the index cannot be written nothing is lost but time: slots whose claims run low are not lent. While the
+        model is silent nothing that rests comes to an end: see `GivenUp.renew`.
         """
+        now_s = monotonic()
+        for slot in self._free:
+            if model_is_silent and slot.rest_until_s > now_s:
+                slot.rest_until_s = now_s + self._late_write_s
         try:
             self._take_free_slots()
             claims = self._index.renew([slot.claim for slot in self._held.values()], monotonic() + 2 * self._claim_s)
@@ -63,8 +71,9 @@ class AnswerSlots:
         self._free = [slot for slot in self._free if slot.claim.slot in self._held]
 
     def _take_free_slots(self) -> None:
-        """Claim what is missing, of free slots: no embedding has to go for an answer."""
-        for number in range(self._wanted - len(self._held)):
+        """Claim what is missing, of free slots: no embedding has to go for an answer. Those that rest are no use."""
+        resting = sum(slot.rest_until_s > monotonic() for slot in self._free)
+        for number in range(min(MAX_SLOTS + resting, self._share) - len(self._held)):
             name = f"answers {self._index.owner} {monotonic()} {number}"
             claim = self._index.claim(name.encode(), "", "", evict=False)
             if claim is None:
@@ -89,7 +98,7 @@ class AnswerSlots:
 
     def give_back(self, slot: AnswerSlot, *, late: bool) -> None:
         """Return a slot; when the answer did not come (`late`), it rests until it cannot come any more."""
-        slot.rest_until_s = monotonic() + self._claim_s if late else 0.0
+        slot.rest_until_s = monotonic() + self._late_write_s if late else 0.0
         if self._held.get(slot.claim.slot) is slot:
             self._free.append(slot)
 
@@ -97,7 +106,7 @@ class AnswerSlots:
         """Give all slots up; they rest, since answers may still be under way."""
         for slot in self._held.values():
             try:
-                self._index.abandon(slot.claim, written=True)
+                self._index.abandon(slot.claim, slot.claim.until_s)
             except IndexUnavailableError:
                 return  # their claims run out by themselves
         self._held.clear()

@@ -38,6 +38,7 @@ PAGE_BYTES = 4096
 MIN_SLOTS = 4
 HEADROOM_BYTES = 32 * 1024 * 1024  # left free in /dev/shm for others, among them Triton's Python backend
 TOKEN_BYTES = 16
+GROWTH = 1.25  # by so much must an arena grow to be worth what is lost with the smaller one
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,9 @@ def open_arena(
 ) -> tuple[Arena, Files]:
     """Find the arena `name` as the last process left it, or make it; one from another model or version is discarded.
 
+    So is one that came out small, as one does that is made while others still map what it replaces, once there is room
+    for a larger one.
+
     Args:
         name: Of the service; processes that pass the same share the arena.
         identity: Of the model and the preprocessing, whose embeddings are kept.
@@ -176,7 +180,8 @@ def open_arena(
             if other != files.arena:
                 Files(other, other.with_suffix(".index")).unlink()
         slots = _slots_in(files.arena, slot_bytes_of(fields))
-        if slots and is_ours(files) and is_usable_index(files.index, slots):
+        is_small = min(wanted, _fitting_slots(slot_bytes_of(fields))) >= GROWTH * slots
+        if slots and not is_small and is_ours(files) and is_usable_index(files.index, slots):
             log.info("cache.found arena=%s slots=%d", files.arena.name, slots)
         else:
             files.unlink()
@@ -211,15 +216,22 @@ def _slots_in(file: Path, slot_bytes: int) -> int:
     return (file.stat().st_size - PAGE_BYTES) // slot_bytes - 1 if file.exists() else 0
 
 
+def _spare_bytes() -> int:
+    status = os.statvfs(SHM)
+    return status.f_bavail * status.f_frsize - HEADROOM_BYTES
+
+
+def _fitting_slots(slot_bytes: int) -> int:
+    return (_spare_bytes() - PAGE_BYTES) // slot_bytes - 1
+
+
 def _make(files: Files, wanted: int, slot_bytes: int) -> int:
     """Allocate the arena, smaller if it must be, then its index; return the number of slots."""
-    status = os.statvfs(SHM)
-    free_bytes = status.f_bavail * status.f_frsize - HEADROOM_BYTES
-    slots = min(wanted, (free_bytes - PAGE_BYTES) // slot_bytes - 1)
+    slots = min(wanted, _fitting_slots(slot_bytes))
     if slots < MIN_SLOTS:
         raise StartError(
-            f"{SHM} has {max(free_bytes, 0) >> 20} MiB to spare; the cache needs {MIN_SLOTS * slot_bytes >> 20} MiB "
-            "at least: enlarge it"
+            f"{SHM} has {max(_spare_bytes(), 0) >> 20} MiB to spare; the cache needs "
+            f"{MIN_SLOTS * slot_bytes >> 20} MiB at least: enlarge it"
         )
     if slots < wanted:
         log.warning("cache.smaller /dev/shm holds %d embeddings, SAM_CACHE_BYTES asks for %d", slots, wanted)

@@ -77,16 +77,29 @@ class Wanted:
     is_local: bool = False
 
 
+class Change(Protocol):
+    """A change of what is cached under a key, which the second level is to be told."""
+
+    def is_last(self) -> bool:
+        """Whether nobody has changed the key since. If that cannot be known, somebody may have."""
+
+    def told(self) -> bool:
+        """Note that the second level knows; return whether it was the last change then."""
+
+
 class Store(Protocol):
-    """The second level. It never fails and never waits long: what goes wrong there is a miss."""
+    """The second level. It never fails and never waits long: what goes wrong there is a miss.
+
+    Others that write there, too, may overtake a write: of a `change` that is not the key's last nothing is kept.
+    """
 
     async def get(self, key: bytes) -> bytes | None:
         """Return the verified record of `key`, or None."""
 
-    def put(self, key: bytes, record: bytes) -> None:
+    def put(self, key: bytes, record: bytes, change: Change | None = None) -> None:
         """Keep a record, in the background."""
 
-    def delete(self, key: bytes) -> None:
+    def delete(self, key: bytes, change: Change | None = None) -> None:
         """Forget a record, in the background."""
 
 

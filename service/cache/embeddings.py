@@ -7,11 +7,9 @@ may leave without failing the others. When all have left, the encode is cancelle
 """
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from hashlib import blake2b
-
-import numpy as np
 
 from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Region, open_arena
@@ -25,9 +23,10 @@ from service.cache.contract import (
     TensorShapes,
     Wanted,
 )
+from service.cache.fetching import believed, fetch
 from service.cache.flights import Flights
 from service.cache.index import Claim, Index, Limits
-from service.cache.record import Header, RecordError, unpack_header
+from service.cache.record import Header
 from service.cache.shelf import Shelf
 from service.errors import ModelUnavailableError, OverloadedError
 from service.image import PREPROCESSING_VERSION
@@ -87,13 +86,17 @@ class EmbeddingCache:
 
         Raises:
             StartError: /dev/shm is too small.
+            ModelUnavailableError: the arena was replaced at this very moment.
         """
         opened = self._opened
         if opened is None or self._opened_for != (identity, tensors) or not opened.arena.region.is_in_place():
             version = f"{identity}/{PREPROCESSING_VERSION}"
             arena, files = await asyncio.to_thread(open_arena, self._name, version, tensors, self._max_bytes)
             self.close()
-            index = Index(files.index, self._limits)
+            try:
+                index = Index(files.index, self._limits)
+            except sqlite3.DatabaseError as error:  # another worker has just replaced it
+                raise ModelUnavailableError("the cache was made anew; come back in a moment") from error
             opened = self._opened = Shelf(arena, index, self._observer, self._limits.claim_s, self._workers)
             self._opened_for = (identity, tensors)
         return opened.arena.region, opened.answers
@@ -110,10 +113,14 @@ class EmbeddingCache:
             raise ModelUnavailableError("the model is not loaded yet; come back in a moment")
         return self._opened
 
-    def renew(self) -> None:
-        """Hold on to what this worker holds of the arena; to be called every few seconds, whatever the model does."""
+    def renew(self, *, model_is_silent: bool = False) -> None:
+        """Hold on to what this worker holds of the arena; to be called every few seconds, whatever the model does.
+
+        While the model answers nobody (`model_is_silent`), it may be stopped in the middle of writing: what it may have
+        been asked to write into stays untouched.
+        """
         if self._opened is not None:
-            self._opened.answers.renew()
+            self._opened.renew(model_is_silent=model_is_silent)
 
     def canary(self) -> Embedding:
         """Return the tensors of no image, for readiness probes."""
@@ -133,11 +140,12 @@ class EmbeddingCache:
 
     async def delete(self, key: bytes) -> bool:
         """Forget `key`; return whether it was there. An encode under way for it is not kept."""
-        known = self._shelf.delete(key)
-        if self._store is not None:
-            known = known or await self._store.get(key) is not None
-            self._store.delete(key)
-        return known
+        shelf, store = self._shelf, self._store
+        stored = store is not None and not shelf.has(key) and await believed(store, shelf, key) is not None
+        known, change = shelf.delete(key, is_shared=store is not None)
+        if store is not None:
+            store.delete(key, change)
+        return known or stored
 
     def delete_parts(self, tenant: str, image_id: str) -> None:
         """Forget what is kept of parts of an image, all local: what is named by its id, "#", and more."""
@@ -209,11 +217,11 @@ class EmbeddingCache:
         """Encode an image that finds no slot. What was kept under its key goes: it is another image's now."""
         embedding = shelf.private()
         await prepared.encode(embedding)
-        if shelf.has(wanted.key):
-            shelf.delete(wanted.key)
         store = self._store_for(wanted)
-        if store is not None:
-            store.delete(wanted.key)
+        if store is not None or shelf.has(wanted.key):
+            _, change = shelf.delete(wanted.key, is_shared=store is not None)
+            if store is not None:
+                store.delete(wanted.key, change)
         return shelf.private_image(self._header(shelf, wanted, prepared, 0), embedding)
 
     def _store_for(self, wanted: Wanted) -> Store | None:
@@ -231,41 +239,29 @@ class EmbeddingCache:
         )
 
     async def _encode_into(self, shelf: Shelf, wanted: Wanted, prepared: Prepared, claim: Claim) -> CachedImage:
-        """Encode into the claimed slot, publish it, and have the second level keep it too."""
+        """Encode into the claimed slot, publish it, and have the second level keep it too.
+
+        An encode that is given up leaves a slot that rests. When many do, the next ones are encoded into memory of our
+        own and copied: uploads that nobody waits for must not cost the slots of images that are used.
+        """
+        buffer = shelf.buffer() if shelf.is_wary() else None
         try:
-            await prepared.encode(shelf.destination(claim))
+            await prepared.encode(buffer or shelf.destination(claim))
         except BaseException as error:
-            shelf.abandon(claim, written=not isinstance(error, OverloadedError))
+            shelf.abandon(claim, written=buffer is None and not isinstance(error, OverloadedError))
             raise
-        image = shelf.publish(claim, wanted.tenant, self._header(shelf, wanted, prepared, claim.generation))
+        if buffer is not None:
+            shelf.fill(claim, buffer)
         store = self._store_for(wanted)
+        header = self._header(shelf, wanted, prepared, claim.generation)
+        image, change = shelf.publish(claim, wanted.tenant, header, is_shared=store is not None)
         if store is not None and image.place is not None:
-            store.put(wanted.key, shelf.arena.record(claim.slot))
+            store.put(wanted.key, shelf.arena.record(claim.slot), change)
         return image
 
     async def _fetch(self, shelf: Shelf, wanted: Wanted) -> tuple[CachedImage, CacheLevel] | None:
-        """Take the image from the second level into a slot."""
         store = self._store_for(wanted)
-        record = None if store is None else await store.get(wanted.key)
-        if record is None:
-            return None
-        try:
-            header = unpack_header(record)
-        except RecordError:
-            return None
-        if header.tensors != shelf.arena.fields or wanted.digest not in (None, header.digest):
-            return None
-        claim = shelf.claim(wanted, header.digest)
-        image = shelf.look_up(wanted) if claim is None else None
-        if image is not None:
-            return image, CacheLevel.MEMORY
-        destination = shelf.private() if claim is None else shelf.destination(claim)
-        for tensor in header.tensors:
-            into = destination.tensors[tensor.name]
-            np.copyto(into, np.frombuffer(record, tensor.dtype, into.size, tensor.offset).reshape(tensor.shape))
-        if claim is None:
-            return shelf.private_image(header, destination), CacheLevel.REDIS
-        return shelf.publish(claim, wanted.tenant, replace(header, generation=claim.generation)), CacheLevel.REDIS
+        return None if store is None else await fetch(store, shelf, wanted)
 
 
 def no_room() -> OverloadedError:

@@ -2,7 +2,8 @@
 
 A value is a record (`service.cache.record`) and a MAC over key and record, so that a damaged value, or another image's,
 is a miss. A look-up costs at most its budget whatever state Redis is in, and next to nothing once the breaker is open.
-Writes happen in the background, the newest one of each key; while one waits, look-ups see it instead of Redis.
+Writes happen in the background, the newest one of each key; while one waits, look-ups see it instead of Redis. One that
+was overtaken, by another worker's change of the same key, is made a deletion: a miss is never wrong.
 """
 
 import asyncio
@@ -15,12 +16,13 @@ from contextlib import suppress
 from contextvars import Context
 
 from service.breaker import BreakerState
+from service.cache.contract import Change
 from service.cache.record import VERSION
 from service.cache.redis_connections import ExchangeError, Fault, RedisConnections
 from service.cache.redis_observer import Operation, Outcome, RedisObserver
 from service.cache.resp import Reply
 from service.cache.seal import record_from_value, seal_key_from_secret, value_from_record
-from service.cache.write_queue import WriteQueue
+from service.cache.write_queue import Write, WriteQueue
 
 MIB = 1024 * 1024
 NAME_PREFIX = b"sam:embedding:%d:" % VERSION
@@ -99,13 +101,13 @@ class RedisLevel:
         self._note(Operation.GET, outcome, started)
         return record
 
-    def put(self, key: bytes, record: bytes) -> None:
-        """Have `record` written under `key`, soon, in the background, instead of whatever is there."""
-        self._enqueue(Operation.PUT, key, record)
+    def put(self, key: bytes, record: bytes, change: Change | None = None) -> None:
+        """Have `record` written under `key`, soon, in the background, if `change` still is the key's last one then."""
+        self._enqueue(Operation.PUT, Write(key, record, change))
 
-    def delete(self, key: bytes) -> None:
+    def delete(self, key: bytes, change: Change | None = None) -> None:
         """Have `key` deleted, soon, in the background; also a `put` of it that was not written yet."""
-        self._enqueue(Operation.DELETE, key, None)
+        self._enqueue(Operation.DELETE, Write(key, None, change))
 
     async def close(self) -> None:
         """Write what is queued if that is quickly done, and let go of all connections, threads and tasks."""
@@ -155,8 +157,8 @@ class RedisLevel:
         self._failures = 0
         return Outcome.HIT, record
 
-    def _enqueue(self, operation: Operation, key: bytes, record: bytes | None) -> None:
-        if self._closing or not self._queue.add(key, record):
+    def _enqueue(self, operation: Operation, write: Write) -> None:
+        if self._closing or not self._queue.add(write):
             self._note(operation, Outcome.DROPPED, time.perf_counter())
         if not self._closing:
             self._start()
@@ -179,7 +181,7 @@ class RedisLevel:
                 elif self._queue and self._unsettled:
                     await self._settle()
                 elif self._queue:
-                    await self._write(*self._queue.take())
+                    await self._write(self._queue.take())
                 else:
                     self._work.clear()
                     await self._work.wait()
@@ -209,26 +211,40 @@ class RedisLevel:
             await asyncio.sleep(SETTLE_S)
             self._unsettled = False
 
-    async def _write(self, key: bytes, record: bytes | None) -> None:
+    async def _write(self, write: Write) -> None:
         """Do one queued operation. A put that fails leaves a delete behind: what Redis has, if anything, is older."""
         started = time.perf_counter()
         outcome: Outcome | Fault = Outcome.DONE
-        loop = asyncio.get_running_loop()
+        key, record, change = write
         try:
-            if record is None:
-                await self._ask(loop.time() + WRITE_TIMEOUT_S, b"DEL", _name(key))
-            else:
-                value = await loop.run_in_executor(self._threads, value_from_record, self._seal_key, key, record)
-                ttl_ms = max(1, round(self._ttl_s * 1000 * random.uniform(1 - TTL_JITTER, 1 + TTL_JITTER)))  # noqa: S311
-                await self._ask(loop.time() + WRITE_TIMEOUT_S, b"SET", _name(key), value, b"PX", b"%d" % ttl_ms)
+            value = None if record is None else await self._value(key, record)
+            if change is not None and not change.is_last():  # the last moment to ask
+                value = None
+            await self._send(key, value)
         except ExchangeError as error:
             outcome = error.fault
             self._unsettled = self._unsettled or not error.is_reply
-            if key not in self._queue.waiting and (record is not None or not error.is_reply):
-                self._queue.add(key, None)
+            is_needed = record is not None or not error.is_reply
+        else:
+            # Overtaken on the way: which of the two came first is unknown.
+            is_needed = change is not None and not change.told() and value is not None
         finally:
             self._queue.finish()
+        if is_needed and key not in self._queue.waiting:
+            self._queue.add(Write(key, None, change))
         self._note(Operation.DELETE if record is None else Operation.PUT, outcome, started)
+
+    async def _value(self, key: bytes, record: bytes) -> bytes:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, value_from_record, self._seal_key, key, record)
+
+    async def _send(self, key: bytes, value: bytes | None) -> None:
+        deadline = asyncio.get_running_loop().time() + WRITE_TIMEOUT_S
+        if value is None:
+            await self._ask(deadline, b"DEL", _name(key))
+        else:
+            ttl_ms = max(1, round(self._ttl_s * 1000 * random.uniform(1 - TTL_JITTER, 1 + TTL_JITTER)))  # noqa: S311
+            await self._ask(deadline, b"SET", _name(key), value, b"PX", b"%d" % ttl_ms)
 
     async def _ask(self, deadline: float, *command: bytes) -> Reply:
         """Return the reply to `command`, or count why there is none before `deadline` (of the event loop's clock)."""
@@ -267,9 +283,9 @@ class RedisLevel:
 
     def _let_go(self) -> None:
         while self._queue:
-            _, record = self._queue.take()
+            operation = Operation.DELETE if self._queue.take().record is None else Operation.PUT
             self._queue.finish()
-            self._note(Operation.DELETE if record is None else Operation.PUT, Outcome.DROPPED, time.perf_counter())
+            self._note(operation, Outcome.DROPPED, time.perf_counter())
         self._connections.close()
         self._threads.shutdown(wait=False)  # what is under way there ends in milliseconds
 

@@ -4,7 +4,9 @@ import os
 import sqlite3
 from pathlib import Path
 
-SCHEMA_VERSION = 4
+from service.cache.database import opened
+
+SCHEMA_VERSION = 5
 SCHEMA = """
 CREATE TABLE slots (
     slot INTEGER PRIMARY KEY,
@@ -19,19 +21,31 @@ CREATE INDEX slots_by_age ON slots (last_used_s) WHERE key IS NOT NULL;
 CREATE INDEX slots_by_creation ON slots (created_s) WHERE key IS NOT NULL;
 CREATE INDEX slots_by_tenant ON slots (tenant, last_used_s) WHERE key IS NOT NULL;
 CREATE INDEX slots_by_name ON slots (tenant, image_id) WHERE key IS NOT NULL;
+CREATE INDEX slots_at_rest ON slots (reusable_s) WHERE key IS NULL;
 CREATE TABLE claims (
     key BLOB NOT NULL, digest TEXT NOT NULL,
     slot INTEGER NOT NULL, generation INTEGER NOT NULL,
     owner TEXT NOT NULL, until_s REAL NOT NULL,
     PRIMARY KEY (key, digest)
 ) WITHOUT ROWID;
+CREATE TABLE changes (                     -- the last ones
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    key BLOB NOT NULL UNIQUE,
+    told_s REAL                            -- when the second level knew; NULL: it may not
+);
 """
 
 
 def create_index(path: Path, slots: int) -> None:
-    """Make a new index of `slots` free slots, which only its owner may read: it names tenants and images."""
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # SQLite gives its other files the same mode
-    database = sqlite3.connect(path, isolation_level=None)
+    """Make a new index of `slots` free slots, which only its owner may read: it names tenants and images.
+
+    It has its name once it is whole, since scrapes look for it at any time.
+    """
+    new = path.with_name(f"{path.name}.new")
+    for leftover in path.parent.glob(f"{new.name}*"):  # of one that died here
+        leftover.unlink()
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # SQLite gives its other files the same mode
+    database = sqlite3.connect(new, isolation_level=None)
     try:
         database.execute("PRAGMA journal_mode=WAL")
         database.executescript(SCHEMA)
@@ -41,6 +55,7 @@ def create_index(path: Path, slots: int) -> None:
         database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     finally:
         database.close()
+    new.rename(path)
 
 
 def is_usable_index(path: Path, slots: int) -> bool:
@@ -48,7 +63,7 @@ def is_usable_index(path: Path, slots: int) -> bool:
     if not path.exists():
         return False
     try:
-        database = sqlite3.connect(f"file:{path}?mode=rw", uri=True)
+        database = opened(path)
         try:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             (count,) = database.execute("SELECT count(*) FROM slots").fetchone()

@@ -7,14 +7,18 @@ finds its images no longer current, and its writes refused.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from time import monotonic
 
 import numpy as np
 
 from service.cache.answer_slots import AnswerSlots
 from service.cache.arena import Arena
-from service.cache.contract import CachedImage, Embedding, Observer, Wanted
-from service.cache.index import Claim, Entry, Index, IndexUnavailableError
+from service.cache.changes import NotedChange
+from service.cache.contract import CachedImage, Change, Embedding, Observer, Wanted
+from service.cache.database import IndexUnavailableError
+from service.cache.given_up import GivenUp
+from service.cache.index import Claim, Entry, Index
 from service.cache.record import Header
 from service.errors import ModelUnavailableError, OverloadedError
 
@@ -28,6 +32,7 @@ class Shelf:
         self.arena = arena
         self.answers = AnswerSlots(arena, index, claim_s, workers)
         self._open_index: Index | None = index
+        self._given_up = GivenUp(index)
         self._observer = observer
         self._images: dict[int, CachedImage] = {}  # slot -> what this worker last found there
 
@@ -36,6 +41,11 @@ class Shelf:
         self.answers.release()
         self._index.close()
         self._open_index = None
+
+    def renew(self, *, model_is_silent: bool) -> None:
+        """Hold on to what this worker holds, and to what a model that is silent may yet write into."""
+        self._given_up.renew(model_is_silent=model_is_silent)
+        self.answers.renew(model_is_silent=model_is_silent)
 
     @property
     def _index(self) -> Index:
@@ -104,10 +114,14 @@ class Shelf:
         """Return the slot that the index knows nothing of, for readiness probes."""
         return self._embedding(self.arena.slots)
 
+    def buffer(self) -> Embedding:
+        """Return tensors in memory of our own."""
+        return Embedding({field.name: np.empty(field.shape, field.dtype) for field in self.arena.fields})
+
     def private(self) -> Embedding:
         """Return tensors in memory of our own, for an image that finds no slot."""
         self._observer.not_kept()
-        return Embedding({field.name: np.empty(field.shape, field.dtype) for field in self.arena.fields})
+        return self.buffer()
 
     def private_image(self, header: Header, embedding: Embedding) -> CachedImage:
         """Return an image that is answered from but not kept."""
@@ -146,40 +160,97 @@ class Shelf:
         """Return the claimed slot's tensors, to be written."""
         return self._embedding(claim.slot)
 
-    def publish(self, claim: Claim, tenant: str, header: Header) -> CachedImage:
-        """Make a written slot ready and return its image.
+    def is_wary(self) -> bool:
+        """Whether the model may yet write into so many slots that were given up that it shall write into no more."""
+        try:
+            return self._index.is_wary()
+        except IndexUnavailableError:
+            return False
 
-        If the image was deleted meanwhile, or the index cannot be written, the image is answered from but not kept.
+    def fill(self, claim: Claim, embedding: Embedding) -> None:
+        """Copy an embedding into the claimed slot, unless that may be another's by now: then `publish` says so."""
+        if claim.until_s > monotonic():
+            for name, tensor in self.destination(claim).tensors.items():
+                np.copyto(tensor, embedding.tensors[name])
+
+    def publish(
+        self, claim: Claim, tenant: str, header: Header, *, is_shared: bool
+    ) -> tuple[CachedImage, Change | None]:
+        """Make a written slot ready; return its image, and the change if it `is_shared` with a second level.
+
+        If the image was deleted meanwhile, or the index cannot be written, the image is answered from but not kept, and
+        there is no change.
 
         Raises:
             OverloadedError: the claim ran out, so that the slot may be another's by now.
         """
+        index, numbers, is_told = self._index, list[int](), True
+
+        def write_header() -> None:
+            self.arena.write_header(claim.slot, header)
+            numbers.extend([index.changes.note(claim.key)] if is_shared else [])
+
         try:
-            if self._index.publish(claim, tenant, header.image_id, lambda: self.arena.write_header(claim.slot, header)):
-                return self._image_of(header, claim.slot)
+            if index.publish(claim, tenant, header.image_id, write_header):
+                changes = [NotedChange(index.changes, claim.key, number) for number in numbers]
+                return self._image_of(header, claim.slot), changes[0] if changes else None
         except IndexUnavailableError:
             log.warning("cache.index_unavailable nothing is kept meanwhile")
+            is_told = False
         # The slot is nobody else's before the claim has run out, published or not.
         copies = Embedding({name: tensor.copy() for name, tensor in self._embedding(claim.slot).tensors.items()})
+        if not is_told:
+            self._given_up.add(claim, written=False)
         if claim.until_s <= monotonic():
             raise OverloadedError("encoding took longer than the server waits; send the request again")
         self._observer.not_kept()
-        return self.private_image(header, copies)
+        return self.private_image(header, copies), None
+
+    def publish_fetched(
+        self, claim: Claim, tenant: str, header: Header, *, since: int, replaces: bool
+    ) -> CachedImage | None:
+        """Make a slot ready that was filled from the second level; see `Index.publish_fetched`. None if it is not."""
+        index = self._index
+        header = replace(header, generation=claim.generation)
+        try:
+            if index.publish_fetched(
+                claim,
+                tenant,
+                header.image_id,
+                lambda: self.arena.write_header(claim.slot, header),
+                since=since,
+                replaces=replaces,
+            ):
+                return self._image_of(header, claim.slot)
+        except IndexUnavailableError:
+            log.warning("cache.index_unavailable nothing is kept meanwhile")
+            self._given_up.add(claim, written=False)
+        return None
 
     def abandon(self, claim: Claim, *, written: bool) -> None:
-        """Give a claim up; see `Index.abandon`. If that cannot be noted, it runs out by itself."""
-        with suppress(IndexUnavailableError):
-            if self._open_index is not None:
-                self._open_index.abandon(claim, written=written)
+        """Give a claim up; see `GivenUp.add`."""
+        if self._open_index is not None:
+            self._given_up.add(claim, written=written)
 
-    def delete(self, key: bytes) -> bool:
-        """Forget `key`; return whether it was there.
+    def settled_change(self, key: bytes) -> int | None:
+        """Return the number of the key's last change if the second level is to be believed of it, else None."""
+        try:
+            return self._index.changes.settled_number(key)
+        except IndexUnavailableError:
+            return None
+
+    def delete(self, key: bytes, *, is_shared: bool) -> tuple[bool, Change | None]:
+        """Forget `key`; return whether it was there, and the change if it `is_shared` with a second level.
 
         Raises:
             OverloadedError: the index cannot be written now.
         """
+        index = self._index
         with _told():
-            return self._index.delete(key)
+            if not is_shared:
+                return index.delete(key), None
+            known, number = index.delete_noted(key)
+            return known, NotedChange(index.changes, key, number)
 
     def delete_parts(self, tenant: str, image_id: str) -> None:
         """Forget the parts of an image; see `Index.delete_parts`.

@@ -3,13 +3,19 @@
 import asyncio
 import os
 import random
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from service.breaker import BreakerState
+from service.cache import changes
+from service.cache.changes import NotedChange
+from service.cache.index import Index, Limits
 from service.cache.redis import BUDGET_S
 from service.cache.redis_connections import Fault, RedisConnections
 from service.cache.redis_observer import Operation, Outcome
+from service.cache.schema import create_index
 from tests.redis_server import Proxy, RedisServer, level_on, record_of, store, timed_get, until, until_open
 
 
@@ -121,6 +127,85 @@ def test_more_look_ups_at_once_than_can_be_served_in_time_do_not_open_the_breake
             assert level.counts[Operation.GET, Outcome.MISS] >= 4
             assert level.counts[Operation.GET, Outcome.BUSY] >= 16
             assert level.state is BreakerState.CLOSED
+
+    with RedisServer.run() as server:
+        asyncio.run(scenario(server))
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    create_index(tmp_path / "index", 4)
+    index = Index(tmp_path / "index", Limits(claim_s=60, lease_s=0))
+    yield index
+    index.close()
+
+
+def changed(index: Index, key: bytes) -> NotedChange:
+    return NotedChange(index.changes, key, index.delete_noted(key)[1])
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["uploaded", "deleted"])
+def test_a_write_that_waited_does_not_come_after_another_worker_s_newer_one(index: Index, *, deleted: bool) -> None:
+    """The first worker's way to Redis is broken for a while, the second's is not."""
+    key = os.urandom(32)
+    new = record_of(key, fill=2)
+
+    async def scenario(server: RedisServer) -> None:
+        async with Proxy.before(server) as proxy, level_on(proxy.url) as first, level_on(server.url) as second:
+            proxy.reply = lambda _: None
+            first.put(os.urandom(32), record_of(key))  # which waits for a second, in vain
+            await until(lambda: first.queued_bytes > 0)
+            first.put(key, record_of(key, fill=1), changed(index, key))
+            change = changed(index, key)
+            (second.delete(key, change) if deleted else second.put(key, new, change))
+            await until(lambda: sum(second.counts.values()) == 1)
+            await until(lambda: first.counts[Operation.PUT, Fault.TIMEOUT] == 1)
+            proxy.reply = bytes
+            await until(lambda: sum(first.counts.values()) >= 3, timeout_s=20)
+            await first.close()
+            assert await second.get(key) in ({None} if deleted else {None, new})
+            with server.client() as client:
+                sets = client.info("commandstats")["cmdstat_set"]["calls"]
+            assert sets == 1 + (not deleted), "not even for a moment"
+
+    with RedisServer.run() as server:
+        asyncio.run(scenario(server))
+
+
+def test_a_write_that_was_overtaken_on_its_way_is_taken_back(index: Index) -> None:
+    key = os.urandom(32)
+
+    async def scenario(server: RedisServer) -> None:
+        async with Proxy.before(server) as proxy, level_on(proxy.url) as first, level_on(server.url) as second:
+            await store(first, os.urandom(32))
+            proxy.delay_s = 0.3
+            first.put(key, record_of(key, fill=1), changed(index, key))
+            await asyncio.sleep(0.1)
+            second.delete(key, changed(index, key))
+            await until(lambda: second.counts[Operation.DELETE, Outcome.DONE] == 1)
+            await until(lambda: first.counts[Operation.DELETE, Outcome.DONE] == 1)
+            assert first.counts[Operation.PUT, Outcome.DONE] == 2, "it was on its way"
+            assert await second.get(key) is None
+
+    with RedisServer.run() as server:
+        asyncio.run(scenario(server))
+
+
+def test_the_index_knows_when_redis_knows(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "SETTLE_S", 0.0)
+    key, forgotten = os.urandom(32), os.urandom(32)
+
+    async def scenario(server: RedisServer) -> None:
+        async with level_on(server.url) as level:
+            put, deleted = changed(index, key), changed(index, forgotten)
+            with server.frozen():
+                level.put(key, record_of(key), put)
+                level.delete(forgotten, deleted)
+                await asyncio.sleep(0.1)
+                assert [index.changes.settled_number(each) for each in (key, forgotten)] == [None, None]
+            await until(lambda: index.changes.settled_number(key) == put.number)
+            await until(lambda: index.changes.settled_number(forgotten) == deleted.number)
+            assert await level.get(key) == record_of(key)
 
     with RedisServer.run() as server:
         asyncio.run(scenario(server))

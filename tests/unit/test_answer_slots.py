@@ -82,7 +82,7 @@ def test_nobody_else_gets_a_slot_that_is_renewed_and_none_is_lent_that_is_not(sh
         claim = other.claim(str(turn).encode().ljust(32), "d", "t")
         if claim is not None:
             taken.add(claim.slot)
-            other.abandon(claim, written=False)
+            other.abandon(claim)
     assert not taken & held
     time.sleep(CLAIM_S * 1.1)
     assert answers.take(1) is None
@@ -127,4 +127,55 @@ def test_workers_share_what_there_is_for_answers(shared: tuple[Arena, Path]) -> 
     index = opened(path)
     assert len(AnswerSlots(arena, index, CLAIM_S, workers=1)._held) == arena.slots // ARENA_SHARE
     assert len(AnswerSlots(arena, index, CLAIM_S, workers=3)._held) == arena.slots // (3 * ARENA_SHARE)
+    index.close()
+
+
+def test_slots_that_rest_are_no_reason_to_lend_none() -> None:
+    """Callers that leave, one after the other, must not send everybody's masks through messages."""
+    with arena_name() as name:
+        arena, files = open_arena(name, "model", TENSORS, SLOT_BYTES * ARENA_SHARE * (2 * MAX_SLOTS + 2))
+        index = opened(files.index, claim_s=60)
+        answers = AnswerSlots(arena, index, 60)
+        while (slot := answers.take(1)) is not None:
+            answers.give_back(slot, late=True)
+        answers.renew()
+        lent = [answers.take(1) for _ in range(MAX_SLOTS)]
+        assert None not in lent
+        for slot in lent:
+            answers.give_back(slot, late=True)
+        for _ in range(3):
+            answers.renew()
+            while (slot := answers.take(1)) is not None:
+                answers.give_back(slot, late=True)
+        assert len(answers._held) <= arena.slots // ARENA_SHARE
+        index.close()
+
+
+def test_an_answer_that_was_given_up_is_late_for_no_longer_than_the_model_writes(shared: tuple[Arena, Path]) -> None:
+    arena, path = shared
+    index = Index(path, Limits(claim_s=60, lease_s=0, late_write_s=0.1))
+    answers = AnswerSlots(arena, index, 60)
+    while (slot := answers.take(1)) is not None:
+        answers.give_back(slot, late=True)
+    time.sleep(0.15)
+    assert answers.take(1) is not None
+    index.close()
+
+
+def test_while_the_model_is_silent_late_answers_stay_late(shared: tuple[Arena, Path]) -> None:
+    """One that was stopped writes them when it goes on."""
+    arena, path = shared
+    index = opened(path)
+    answers = AnswerSlots(arena, index, CLAIM_S)
+    while (slot := answers.take(1)) is not None:
+        answers.give_back(slot, late=True)
+    for _ in range(4):
+        time.sleep(CLAIM_S / 2)
+        answers.renew(model_is_silent=True)
+        assert answers.take(1) is None
+    time.sleep(CLAIM_S / 2)
+    answers.renew()
+    time.sleep(CLAIM_S / 2)
+    answers.renew()
+    assert answers.take(1) is not None
     index.close()

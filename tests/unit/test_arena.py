@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from service.cache import arena as module
-from service.cache.arena import HEADROOM_BYTES, MIN_SLOTS, open_arena
+from service.cache.arena import HEADROOM_BYTES, MIN_SLOTS, PAGE_BYTES, open_arena
 from service.cache.files import SHM
 from service.cache.index import Index, Limits
 from service.cache.record import Header, RecordError, pack_header, unpack_header
 from service.errors import StartError
+from service.exposition import CacheUsage
 from tests.arenas import arena_name
 from tests.fakes import no_header
 
@@ -133,11 +134,41 @@ def test_more_than_the_machine_has_becomes_a_smaller_arena_with_a_warning(
     assert "cache.smaller" in caplog.text
 
 
+def test_an_arena_that_came_out_small_is_made_anew_when_there_is_room_for_a_larger_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after another model: what was replaced took its room until everybody had let go of it."""
+    monkeypatch.setattr(module, "HEADROOM_BYTES", free_bytes() - 1024 * 1024)
+    small, _ = open_arena(name, "model", TENSORS, 4_000_000)
+    monkeypatch.setattr(module, "HEADROOM_BYTES", free_bytes() - 1024 * 1024)
+    again, _ = open_arena(name, "model", TENSORS, 4_000_000)
+    assert again.region == small.region, "as large as it can be"
+    monkeypatch.setattr(module, "HEADROOM_BYTES", HEADROOM_BYTES)
+    large, _ = open_arena(name, "model", TENSORS, 4_000_000)
+    assert large.slots == (4_000_000 - PAGE_BYTES) // large.slot_bytes - 1
+    assert not small.region.is_in_place()
+    assert open_arena(name, "model", TENSORS, 4_000_000)[0].region == large.region
+
+
 def test_no_room_at_all_is_refused_with_a_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HEADROOM_BYTES", free_bytes() + HEADROOM_BYTES)
     with pytest.raises(StartError, match="enlarge"):
         open_arena(name, "model", TENSORS, 1_000_000)
     assert not list(SHM.glob(f"{name}.*.arena"))
+
+
+@pytest.mark.parametrize("index", ["empty", "garbage", "absent", "well"])
+def test_a_scrape_meets_an_arena_that_is_being_made_or_damaged(name: str, index: str) -> None:
+    """How full it is cannot be told then; all other series can."""
+    _, files = open_arena(name, "model", TENSORS, 1_000_000)
+    if index != "well":
+        files.index.unlink()
+    if index in ("empty", "garbage"):
+        files.index.write_bytes(b"" if index == "empty" else b"no database at all" * 1000)
+    values = {metric.name: metric.samples[0].value for metric in CacheUsage(name).collect()}
+    assert len(values) == 3
+    assert bool(values["sam_cache_capacity_bytes"]) == (index == "well")
+    assert files.index.exists() == (index != "absent")
 
 
 @pytest.mark.parametrize(

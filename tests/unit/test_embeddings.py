@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from service.cache.contract import CacheLevel, Embedding, Prepared, Wanted
+from service.cache.arena import open_arena
+from service.cache.contract import CacheLevel, Change, Embedding, Prepared, Wanted
 from service.cache.embeddings import EmbeddingCache, cache_key
 from service.cache.files import find_files
 from service.cache.index import EvictionReason, Limits
@@ -311,6 +312,29 @@ def test_an_arena_whose_file_was_replaced_is_let_go_of() -> None:
     run(scenario)
 
 
+def test_an_arena_that_is_replaced_while_it_is_opened_is_opened_with_the_next_canary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By another worker; an index that is gone must not end this one."""
+
+    def replaced(*arguments: object) -> object:
+        arena, files = open_arena(*arguments)
+        files.unlink()
+        return arena, files
+
+    async def scenario(workers: Workers) -> None:
+        cache = workers.caches[0]
+        cache.close()
+        with monkeypatch.context() as patch:
+            patch.setattr("service.cache.embeddings.open_arena", replaced)
+            with pytest.raises(ModelUnavailableError):
+                await cache.open("model", TENSORS)
+        await cache.open("model", TENSORS)
+        assert (await cache.get_or_encode(wanted(), workers.encoder.image(1)))[0].place is not None
+
+    run(scenario)
+
+
 class DictStore:
     """A second level in a dictionary; its records are real."""
 
@@ -321,11 +345,13 @@ class DictStore:
         await asyncio.sleep(0)
         return self.records.get(key)
 
-    def put(self, key: bytes, record: bytes) -> None:
+    def put(self, key: bytes, record: bytes, change: Change | None = None) -> None:
         self.records[key] = record
+        assert change.told()
 
-    def delete(self, key: bytes) -> None:
+    def delete(self, key: bytes, change: Change | None = None) -> None:
         self.records.pop(key, None)
+        assert change.told()
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from service.cache.index import EvictionReason, Index, IndexUnavailableError, Limits
+from service.cache import changes, schema
+from service.cache.database import IndexUnavailableError
+from service.cache.index import EvictionReason, Index, Limits
 from service.cache.schema import create_index, is_usable_index
 from tests.fakes import no_header
 
@@ -131,6 +133,39 @@ def test_a_claim_does_not_wait_for_a_frozen_worker(open_index: Open, tmp_path: P
     assert index.claim(key("a"), "d", "t") is not None
 
 
+def test_an_entry_is_not_disowned_while_the_index_is_locked(open_index: Open, tmp_path: Path) -> None:
+    """As all writes: said so in the cache's own words, since requests hang on it."""
+    index = open_index()
+    put(index, "a")
+    entry = index.find(key("a"))
+    with closing(sqlite3.connect(tmp_path / "index", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(IndexUnavailableError):
+            index.disown(entry)
+        other.execute("ROLLBACK")
+    index.disown(entry)
+    assert index.find(key("a")) is None
+
+
+def test_an_index_that_is_gone_is_not_made_by_who_looks_for_it(tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.DatabaseError):
+        Index(tmp_path / "index", LIMITS)
+    assert list(tmp_path.iterdir()) == []
+    create_index(tmp_path / "index", 4)
+
+
+def test_an_index_has_its_name_once_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who dies while making it leaves nothing in the way, and nothing that others take for an index."""
+    monkeypatch.setattr(schema, "SCHEMA", schema.SCHEMA + "and no more")
+    with pytest.raises(sqlite3.OperationalError):
+        create_index(tmp_path / "index", 4)
+    assert not (tmp_path / "index").exists()
+    monkeypatch.undo()
+    create_index(tmp_path / "index", 4)
+    assert is_usable_index(tmp_path / "index", 4)
+    assert [file.name for file in tmp_path.iterdir()] == ["index"]
+
+
 def test_a_full_index_is_said_to_be_so_and_leaves_no_transaction_open(open_index: Open) -> None:
     """As when /dev/shm is full: the statement fails, not the beginning of the transaction."""
     index = open_index()
@@ -165,7 +200,7 @@ def test_claims_that_were_given_up_count_towards_the_quota_while_they_rest(open_
     for name in "abc":
         claim = index.claim(key(name), "d", "t")
         if claim is not None:
-            index.abandon(claim, written=written)
+            index.abandon(claim, claim.until_s if written else 0.0)
     assert (index.claim(key("d"), "d", "t") is None) == written
     assert index.claim(key("theirs"), "d", "other") is not None
 
@@ -200,7 +235,7 @@ def test_an_abandoned_slot_rests_as_long_as_a_late_write_could_come(open_index: 
     index = open_index(Limits(claim_s=0.3, lease_s=0))
     claims = [index.claim(key(name), "d", "t") for name in "abcd"]
     for claim in claims:
-        index.abandon(claim, written=True)
+        index.abandon(claim, claim.until_s)
     assert not index.is_claimed(key("a"), "d")
     assert index.claim(key("e"), "d", "t") is None
     time.sleep(0.35)
@@ -212,7 +247,7 @@ def test_a_slot_that_was_never_written_is_free_at_once(open_index: Open) -> None
     for name in "abcdefgh":
         claim = index.claim(key(name), "d", "t")
         assert claim is not None
-        index.abandon(claim, written=False)
+        index.abandon(claim)
 
 
 def test_a_new_claim_of_a_slot_has_a_new_generation(open_index: Open) -> None:
@@ -323,3 +358,85 @@ def test_the_parts_of_an_image_are_forgotten_by_its_name_and_no_others(open_inde
         assert first.publish(claim, tenant, name, no_header)
     second.delete_parts("t", "a")
     assert {entry.image_id for entry in first.entries()} == {"a", "ab#0,0,1,1", "a#0,0,1,2"}
+
+
+def fetched(index: Index, since: int, *, replaces: bool = False) -> bool:
+    claim = index.claim(key("a"), "old", "t")
+    return index.publish_fetched(claim, "t", "a", no_header, since=since, replaces=replaces)
+
+
+def test_what_was_fetched_is_published_only_if_nothing_has_changed_since(open_index: Open) -> None:
+    first, second = open_index(), open_index()
+    since = second.changes.number(key("a"))
+    assert first.delete_noted(key("a"))[0] is False
+    assert not fetched(second, since)
+    assert second.find(key("a")) is None
+    assert fetched(second, second.changes.number(key("a")))
+
+
+def test_what_was_fetched_replaces_only_for_who_brings_its_bytes(open_index: Open) -> None:
+    index = open_index()
+    put(index, "a", digest="new")
+    assert not fetched(index, 0)
+    assert index.find(key("a")).digest == "new"
+    assert fetched(index, 0, replaces=True)
+    assert index.find(key("a")).digest == "old"
+
+
+def test_a_slot_of_what_was_fetched_in_vain_is_free_at_once(open_index: Open) -> None:
+    index = open_index()
+    for _ in range(9):
+        assert not fetched(index, since=1)
+    assert [index.claim(key(name), "d", "t") is not None for name in "abcd"] == [True] * 4
+
+
+def test_the_second_level_is_believed_a_while_after_it_was_told_of_a_key_s_last_change(
+    open_index: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = open_index()
+    assert index.changes.settled_number(key("a")) == 0
+    _, earlier = index.delete_noted(key("a"))
+    _, last = index.delete_noted(key("a"))
+    assert index.changes.settled_number(key("a")) is None
+    assert not index.changes.told(key("a"), earlier)
+    assert index.changes.told(key("a"), last)
+    assert index.changes.settled_number(key("a")) is None
+    monkeypatch.setattr(changes, "SETTLE_S", 0.0)
+    assert index.changes.settled_number(key("a")) == last
+    assert index.changes.settled_number(key("b")) == 0
+
+
+def test_changes_are_numbered_once_and_bounded(open_index: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "MAX_CHANGES", 5)
+    index = open_index()
+    numbers = [index.delete_noted(key(str(turn % 9)))[1] for turn in range(30)]
+    assert numbers == sorted(set(numbers))
+    assert index._database.execute("SELECT count(*) FROM changes").fetchone() == (5,)
+    assert open_index().changes.number(key("2")) == numbers[-1]
+    assert open_index().changes.number(key("6")) == 0
+
+
+def test_when_an_eighth_of_the_slots_rests_after_encodes_that_were_given_up_no_more_are_risked(tmp_path: Path) -> None:
+    create_index(tmp_path / "index", 16)
+    index = Index(tmp_path / "index", Limits(claim_s=60, lease_s=5))
+    for name in "abcdef":  # what is deleted rests too, but not for that
+        put(index, name)
+        index.delete(key(name))
+    claims = [index.claim(key(name), "d", "t") for name in "abcd"]
+    assert not index.is_wary()
+    for claim in claims[:2]:
+        assert not index.is_wary()
+        index.abandon(claim, claim.until_s)
+    assert index.is_wary()
+    index.close()
+
+
+@pytest.mark.parametrize("slots", [10, 2000])
+def test_to_see_whether_slots_rest_costs_the_same_however_many_are_free(tmp_path: Path, slots: int) -> None:
+    create_index(tmp_path / "index", slots)
+    index = Index(tmp_path / "index", LIMITS)
+    steps = itertools.count()
+    index._database.set_progress_handler(lambda: next(steps) * 0, 10)
+    assert not index.is_wary()
+    assert next(steps) < 10
+    index.close()

@@ -1,0 +1,86 @@
+"""Which keys were changed on this machine, and whether the second level knows; until it does it is not believed.
+
+A worker changes an image in the index at once and in the second level a little later, in the background. Meanwhile
+another worker must not fetch from there what was replaced or deleted, and a write that was overtaken by a change of
+another worker must not be made. So every change has a number, noted in the transaction that makes it.
+"""
+
+import sqlite3
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+
+from service.cache.database import IndexUnavailableError, read_row, transaction
+
+MAX_CHANGES = 16_384  # the last so many are known, at some hundred bytes each
+# After the second level was told, an older write of another worker may still be on its way there, for as long as a
+# write may take; that worker puts it right afterwards.
+SETTLE_S = 2.0
+
+
+class Changes:
+    """The last changes of an index, in its `database`. For one thread."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def note(self, key: bytes) -> int:
+        """Return the number of a new change of `key`; for use in the transaction that makes the change."""
+        number = self._database.execute("INSERT OR REPLACE INTO changes (key) VALUES (?)", (key,)).lastrowid or 0
+        self._database.execute("DELETE FROM changes WHERE number <= ?", (number - MAX_CHANGES,))
+        return number
+
+    def number(self, key: bytes) -> int:
+        """Return the number of the last change of `key`, 0 if none is known.
+
+        Raises:
+            IndexUnavailableError: it cannot be read.
+        """
+        row = read_row(self._database, "SELECT number FROM changes WHERE key = ?", (key,))
+        return int(row[0]) if row else 0
+
+    def settled_number(self, key: bytes) -> int | None:
+        """Return as `number` if the second level is to be believed of `key`, else None.
+
+        Raises:
+            IndexUnavailableError: it cannot be read.
+        """
+        row = read_row(self._database, "SELECT number, told_s FROM changes WHERE key = ?", (key,))
+        if not row:
+            return 0
+        number, told_s = row
+        return int(number) if told_s is not None and told_s + SETTLE_S <= monotonic() else None
+
+    def told(self, key: bytes, number: int) -> bool:
+        """Note that the second level knows of a change; return False when that is not the last one of its key.
+
+        Raises:
+            IndexUnavailableError: that cannot be noted; the second level will not be believed of the key.
+        """
+        with transaction(self._database):
+            return bool(
+                self._database.execute(
+                    "UPDATE changes SET told_s = ? WHERE key = ? AND number = ?", (monotonic(), key, number)
+                ).rowcount
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class NotedChange:
+    """A `service.cache.contract.Change`: one in `changes`, which may be closed meanwhile."""
+
+    changes: Changes
+    key: bytes
+    number: int
+
+    def is_last(self) -> bool:
+        """Whether nobody has changed the key since. If that cannot be known, somebody may have."""
+        with suppress(IndexUnavailableError):
+            return self.changes.number(self.key) == self.number
+        return False
+
+    def told(self) -> bool:
+        """Note that the second level knows; return whether it was the last change then."""
+        with suppress(IndexUnavailableError):
+            return self.changes.told(self.key, self.number)
+        return False
