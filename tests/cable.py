@@ -1,4 +1,4 @@
-"""A cable between the gateway and a Triton: it can be cut, and it notes when calls are given up."""
+"""A cable between the gateway and a Triton: it can be cut, and it notes when calls are made and given up."""
 
 import contextlib
 import socket
@@ -17,11 +17,14 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 class Cable:
     """A TCP connection to `upstream` for each one to `port`, all of which can be cut at once, by a reset.
 
-    `given_up_s` holds when each call that its client gave up was passed on as such, by `time.monotonic`.
+    `given_up_s` holds when each call that its client gave up was passed on as such, by `time.monotonic`; `asked_s` when
+    `marker` was, from when it is set: a few bytes of which a call has one.
     """
 
     def __init__(self, upstream: int) -> None:
         self.port = free_ports(1)[0]
+        self.marker = b""
+        self.asked_s: list[float] = []
         self.given_up_s: list[float] = []
         self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", self.port))
@@ -42,9 +45,12 @@ class Cable:
                     threading.Thread(target=carry, args=(near, far), daemon=True).start()
 
     def _carry_up(self, near: socket.socket, far: socket.socket) -> None:
-        unread = b""
+        unread = end = b""
         with contextlib.suppress(OSError):
             while data := near.recv(65536):
+                if self.marker:
+                    self.asked_s += [time.monotonic()] * (end + data).count(self.marker)
+                    end = (end + data)[1 - len(self.marker) :]
                 far.sendall(data)
                 resets, unread = resets_in((unread + data).removeprefix(PREFACE))
                 self.given_up_s += [time.monotonic()] * resets

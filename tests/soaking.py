@@ -6,6 +6,7 @@ import socket
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,11 +23,15 @@ from tests.running import RunningService, descendants_of, triton_under
 
 CLICK = {"prompts": [{"points": [[30, 30, 1]]}, {"box": [10, 10, 60, 60]}]}
 IMAGE_IDS = 300  # more than the cache holds: there is always something to drop
+PROMPTS, UPLOADS, SEGMENT = "POST /v1/images/{image_id}/masks", "PUT /v1/images/{image_id}", "Segment"  # as counted
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Of the gateway's processes and of Triton's: memory of their own in MiB, and of the gateway what else can leak."""
+    """Of the gateway's processes and of Triton's: memory of their own in MiB, and of the gateway what else can leak.
+
+    The gateway's are the supervisor, the workers and their decode processes.
+    """
 
     at_s: float
     gateway_mib: float
@@ -38,13 +43,14 @@ class Usage:
 
 
 def usage_of(service: RunningService) -> Usage:
-    gateway = [service.process.pid, *service.worker_pids()]
+    workers = service.worker_pids()
+    gateway = [service.process.pid, *workers, *(pid for worker in workers for pid in descendants_of(worker))]
     triton = triton_under(service.process.pid)
     return Usage(
         at_s=time.monotonic(),
         gateway_mib=sum(status_of(pid, "RssAnon") for pid in gateway) / 1024,
         triton_mib=sum(status_of(pid, "RssAnon") for pid in (triton, *descendants_of(triton))) / 1024,
-        fds=sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in gateway),
+        fds=sum(map(fds_of, gateway)),
         threads=sum(status_of(pid, "Threads") for pid in gateway),
         tasks=int(service.metrics().get("sam_tasks", 0)),
         shm_mib=sum(file.stat().st_blocks for file in service.shared_memory()) / 2048,
@@ -60,6 +66,22 @@ def status_of(pid: int, name: str) -> int:
     return 0
 
 
+def fds_of(pid: int) -> int:
+    """Return how many files a process has open; 0 of one that has just ended."""
+    with suppress(OSError):
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return 0
+
+
+def ended(service: RunningService, outcome: str) -> Counter[str]:
+    """Return how many calls had an outcome, such as ok or cancelled, by route: as the gateway itself counts."""
+    found: Counter[str] = Counter()
+    for name, value in service.metrics().items():
+        if name.startswith("sam_requests_total") and f'outcome="{outcome}"' in name:
+            found[name.partition('route="')[2].partition('"')[0]] += int(value)
+    return found
+
+
 def slope_an_hour(usages: list[Usage], value: Callable[[Usage], float]) -> float:
     """Return the median slope between samples a third of the time apart: a spike does not move it."""
     apart = max(1, len(usages) // 3)
@@ -69,10 +91,13 @@ def slope_an_hour(usages: list[Usage], value: Callable[[Usage], float]) -> float
 
 @dataclass
 class Load:
-    """Clients of `service`, one thread for each habit; `counts` is how often each has had its way, or not."""
+    """Clients of `service`, one thread for each habit; `counts` is how often each has had its way.
+
+    Who asks for something has it with an answer; a problem document is none.
+    """
 
     service: RunningService
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
     _stop: threading.Event = field(default_factory=threading.Event)
     _photos: list[bytes] = field(default_factory=lambda: [photo(seed) for seed in range(IMAGE_IDS)])
 
@@ -97,16 +122,19 @@ class Load:
             while not self._stop.is_set():
                 with suppress(httpx.HTTPError, grpc.RpcError, OSError):  # faults are injected meanwhile
                     habit(client, source)
-                    self.counts[habit.__name__] = self.counts.get(habit.__name__, 0) + 1
+                    self.counts[habit.__name__] += 1
 
     def prompt(self, client: httpx.Client, source: random.Random) -> None:
         name = f"soak-{source.randrange(IMAGE_IDS)}"
-        if client.post(f"/v1/images/{name}/masks", json=CLICK).status_code == httpx.codes.NOT_FOUND:
+        answer = client.post(f"/v1/images/{name}/masks", json=CLICK)
+        if answer.status_code == httpx.codes.NOT_FOUND:
             self.upload(client, source)
+        else:
+            answer.raise_for_status()
 
     def upload(self, client: httpx.Client, source: random.Random) -> None:
         number = source.randrange(IMAGE_IDS)
-        client.put(f"/v1/images/soak-{number}", content=self._photos[number])
+        client.put(f"/v1/images/soak-{number}", content=self._photos[number]).raise_for_status()
 
     def segment(self, _: httpx.Client, source: random.Random) -> None:
         """Over a channel of its own, as a short-lived job does."""
@@ -144,8 +172,9 @@ class Load:
         return pb.SegmentRequest(image=source.choice(self._photos), prompts=[prompt])
 
 
-def cancel_calls(service: RunningService, count: int, at_once: int = 50) -> None:
-    """Begin calls and give them up at once, `at_once` at a time."""
+def cancel_calls(service: RunningService, count: int, at_once: int = 50) -> int:
+    """Begin calls and give them up at once, `at_once` at a time; return how many the gateway was at work on then."""
+    before = ended(service, "cancelled")["GetImage"]
     with grpc.insecure_channel(service.grpc_address) as channel:
         stub = pb_grpc.SegmentAnythingStub(channel)
         for _ in range(count // at_once):
@@ -153,6 +182,9 @@ def cancel_calls(service: RunningService, count: int, at_once: int = 50) -> None
             time.sleep(0.005)
             for call in calls:
                 call.cancel()
+    cancelled = ended(service, "cancelled")["GetImage"] - before
+    assert cancelled > count / 10, f"of {count} calls all but {cancelled} were answered first, or not even begun"
+    return cancelled
 
 
 def photo(seed: int) -> bytes:

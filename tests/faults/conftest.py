@@ -18,7 +18,7 @@ PROMISED = {
     "deadlines hold": ("cap", "x-request-timeout", "grpc-timeout"),
     "truthful health": ("killed: unready", "frozen: unready", "killed: ready", "frozen: ready", "meanwhile", "shared"),
     "drain loses nothing": ("SIGTERM",),
-    "retries cannot storm": ("connections cut", "Triton killed", "timeouts"),
+    "retries cannot storm": ("connections cut", "Triton killed", "timeouts", "none on shed"),
     "bombs and broken images": ("unread", "within", "mutated", "decoder's crash", "runaway"),
     "slow clients": ("header", "body", "slow sockets", "resets", "pings"),
     "fairness": ("others' p99", "rate_limited"),

@@ -5,6 +5,7 @@ over half an hour (`--soak-s` for another time): of memory that is the processes
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,18 @@ import pytest
 from tests.faults.conftest import Report
 from tests.redis_server import RedisServer
 from tests.running import RunningService
-from tests.soaking import Load, Usage, cancel_calls, slope_an_hour, status_of, usage_of
+from tests.soaking import (
+    PROMPTS,
+    SEGMENT,
+    UPLOADS,
+    Load,
+    Usage,
+    cancel_calls,
+    ended,
+    slope_an_hour,
+    status_of,
+    usage_of,
+)
 
 PROMISE = "memory is bounded"
 WARM_S, LOADED_S, REST_S = 6.0, 12.0, 3.0
@@ -24,7 +36,8 @@ REDIS_DOWN_S, REDIS_UP_S = 2.0, 4.0
 MAX_GROWTH_MIB, MAX_GROWTH_FDS, MAX_GROWTH_THREADS, MAX_GROWTH_TASKS = 40.0, 24, 12, 12
 MAX_GROWTH_TRITON_MIB = 80.0  # a tenth of it
 MAX_GROWTH_SHM_MIB = 8.0  # the index's log, which is written back at 4 MiB
-MAX_SLOPE_MIB_AN_HOUR = 40.0
+MAX_SLOPE_MIB_AN_HOUR, MAX_SLOPE_TRITON_MIB_AN_HOUR = 20.0, 40.0  # the wheel's Triton is not ours to mend
+UNITS = {"gateway_mib": "MiB", "triton_mib": "MiB", "fds": "", "threads": "", "tasks": "", "shm_mib": "MiB"}
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +77,17 @@ def test_memory_is_bounded(
     soak(load, redis, FULL_WARM_S if full else WARM_S)
     before = at_rest(service)
     load.counts.clear()
-    usages = soak(load, redis, soak_s if full else LOADED_S)
+    ok, cancelled = ended(service, "ok"), ended(service, "cancelled")
+    usages, ok_at_last = soak(load, redis, soak_s if full else LOADED_S)
     after = at_rest(service)
-    report_growth(report, before, after, load, usages if full else [])
-    assert all(
-        load.counts.get(habit, 0) > 0 for habit in ("prompt", "upload", "segment", "cancel", "hang_up", "blunder")
-    )
+    ok, cancelled = ended(service, "ok") - ok, ended(service, "cancelled") - cancelled
+    report_growth(report, before, after, usages if full else [])
+    calls = ", ".join(f"{count} {habit}" for habit, count in sorted(load.counts.items()))
+    given_up = f"{cancelled[SEGMENT]} calls and {cancelled[UPLOADS]} uploads were given up"
+    report(PROMISE, "rounds of load in between", f"{calls}; {sum(ok.values())} answers were ok, {given_up}")
+    assert all(load.counts[habit] > 0 for habit in ("prompt", "upload", "segment", "cancel", "hang_up", "blunder"))
+    assert all(ok[route] > 0 and ok_at_last[route] > 0 for route in (PROMPTS, UPLOADS, SEGMENT))
+    assert all(cancelled[route] > 0 for route in (SEGMENT, UPLOADS))
     assert after.gateway_mib - before.gateway_mib < MAX_GROWTH_MIB
     assert after.triton_mib - before.triton_mib < MAX_GROWTH_TRITON_MIB
     assert after.fds - before.fds <= MAX_GROWTH_FDS
@@ -78,7 +96,7 @@ def test_memory_is_bounded(
     assert after.shm_mib - before.shm_mib < MAX_GROWTH_SHM_MIB
     if full:
         assert slope_an_hour(usages, lambda usage: usage.gateway_mib) < MAX_SLOPE_MIB_AN_HOUR
-        assert slope_an_hour(usages, lambda usage: usage.triton_mib) < MAX_SLOPE_MIB_AN_HOUR
+        assert slope_an_hour(usages, lambda usage: usage.triton_mib) < MAX_SLOPE_TRITON_MIB_AN_HOUR
 
 
 def test_cancelled_calls_leave_nothing_behind(full: bool, report: Report) -> None:  # noqa: FBT001
@@ -87,29 +105,35 @@ def test_cancelled_calls_leave_nothing_behind(full: bool, report: Report) -> Non
     with RunningService.launch(embedded=False, SAM_LOG_LEVEL="error") as gateway:
         gateway.wait_for("/healthz", 200)
         (worker,) = gateway.worker_pids()
-        used_kib = []
+        used_kib, cancelled = [], 0
         for _ in range(rounds + 1):
-            cancel_calls(gateway, calls)
+            cancelled += cancel_calls(gateway, calls)
             time.sleep(1)
             used_kib.append(status_of(worker, "RssAnon"))
     half = used_kib[rounds // 2 :]
     growth = 1024 * (half[-1] - half[0]) / (calls * (len(half) - 1))
-    figure = f"memory after {calls * (rounds + 1)} cancelled calls; bytes a call over the last half"
-    report(PROMISE, figure, f"{used_kib[0] / 1024:.0f} -> {used_kib[-1] / 1024:.0f} MiB; {growth:.0f}")
+    made = calls * (rounds + 1)
+    figure = f"memory after {made} cancelled calls; bytes a call over the last half"
+    measured = f"{used_kib[0] / 1024:.0f} -> {used_kib[-1] / 1024:.0f} MiB; {growth:.0f}; at work {cancelled} of them"
+    report(PROMISE, figure, measured)
     assert growth < (500 if full else 10_000)  # a call, its task and its message that stay are more than either
 
 
-def soak(load: Load, redis: RedisServer, seconds: float) -> list[Usage]:
-    """Load the service for a while, during which Redis dies and comes back; return what was used meanwhile."""
-    usages, end = [], time.monotonic() + seconds
+def soak(load: Load, redis: RedisServer, seconds: float) -> tuple[list[Usage], Counter[str]]:
+    """Load the service for a while, during which Redis dies and comes back.
+
+    Return what was used meanwhile, and how many answers were ok since Redis last came back, by route.
+    """
+    usages, ok, end = [], Counter[str](), time.monotonic() + seconds
     with load.running():
         while time.monotonic() < end:
             redis.kill()
             time.sleep(REDIS_DOWN_S)
             redis.start()
+            ok = ended(load.service, "ok")
             time.sleep(REDIS_UP_S)
             usages.append(usage_of(load.service))
-    return usages
+        return usages, ended(load.service, "ok") - ok
 
 
 def at_rest(service: RunningService) -> Usage:
@@ -118,14 +142,11 @@ def at_rest(service: RunningService) -> Usage:
     return usage_of(service)
 
 
-def report_growth(report: Report, before: Usage, after: Usage, load: Load, usages: list[Usage]) -> None:
-    calls = ", ".join(f"{count} {habit}" for habit, count in sorted(load.counts.items()))
-    for name in ("gateway_mib", "triton_mib", "fds", "threads", "tasks", "shm_mib"):
+def report_growth(report: Report, before: Usage, after: Usage, usages: list[Usage]) -> None:
+    for name, unit in UNITS.items():
         first, last = getattr(before, name), getattr(after, name)
         report(PROMISE, f"{name} at rest, before and after", f"{first:.1f} -> {last:.1f}")
-    report(PROMISE, "rounds of load in between", calls)
-    if usages:
-        minutes = (usages[-1].at_s - usages[0].at_s) / 60
-        for name in ("gateway_mib", "triton_mib"):
+        if usages:
+            minutes = (usages[-1].at_s - usages[0].at_s) / 60
             slope = slope_an_hour(usages, lambda usage, name=name: getattr(usage, name))
-            report(PROMISE, f"slope of {name} over {minutes:.0f} min", f"{slope:+.1f} MiB/h")
+            report(PROMISE, f"slope of {name} over {minutes:.0f} min", f"{slope:+.1f} {unit}/h")
