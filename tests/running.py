@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from service.cache.files import discard_arenas
 from service.settings import default_workers
+from tests import plain_http
 
 ROOT = Path(__file__).parent.parent
 SHM = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory
@@ -179,7 +180,7 @@ class RunningService:
             if self.process.poll() is not None:
                 raise AssertionError(f"the service ended with {self.process.returncode}")
             try:
-                if httpx.get(f"{self.url}{path}").status_code == status:
+                if plain_http.get(f"{self.url}{path}").status_code == status:
                     return
             except httpx.TransportError:
                 pass
@@ -298,5 +299,5 @@ def _is_ready(client: InferenceServerClient) -> bool:
 
 def samples(url: str) -> dict[str, float]:
     """Return the samples of a Prometheus text page."""
-    lines = [line for line in httpx.get(url).raise_for_status().text.splitlines() if not line.startswith("#")]
+    lines = [line for line in plain_http.get(url).raise_for_status().text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}

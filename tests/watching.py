@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import grpc
-import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
+from tests import plain_http
 from tests.running import RunningService
 
 NEEDS_NO_MODEL = ("/healthz", "/v1/images/cat", "/v1/model")
@@ -43,7 +43,7 @@ class Watch:
 
     def ask(self, done: threading.Event) -> None:
         while not done.wait(0.02):
-            code = httpx.get(f"{self.service.url}/readyz", timeout=30).status_code
+            code = plain_http.get(f"{self.service.url}/readyz", timeout=30).status_code
             self.readiness.append((time.monotonic(), code))
 
     def ask_health(self, done: threading.Event) -> None:
@@ -57,7 +57,7 @@ class Watch:
             while not done.wait(0.1):
                 for path in NEEDS_NO_MODEL:
                     began_s = time.monotonic()
-                    code = httpx.get(self.service.url + path, timeout=30).status_code
+                    code = plain_http.get(self.service.url + path, timeout=30).status_code
                     self.meanwhile.append((path, code, time.monotonic() - began_s))
                 began_s = time.monotonic()
                 code = stub.GetModel.with_call(pb.GetModelRequest(), timeout=30)[1].code()

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +12,7 @@ from playwright.sync_api import Request, expect
 from pycocotools import mask as coco
 
 from service.__main__ import SAMPLE
+from tests import plain_http
 from tests.browser.demo import Demo, mask_of, prompt_of
 from tests.running import RunningService
 
@@ -55,7 +55,7 @@ ERROR_OF_RLE = """async (counts) => {
 
 def test_the_first_sample_is_encoded_before_anybody_asks(demo: Demo, service: RunningService) -> None:
     image_id = f"sha256-{hashlib.sha256(SAMPLE.read_bytes()).hexdigest()}"
-    assert httpx.get(f"{service.url}/v1/images/{image_id}").json()["size"] == [303, 384]
+    assert plain_http.get(f"{service.url}/v1/images/{image_id}").json()["size"] == [303, 384]
     demo.expect_photograph(384, 303)
     assert demo.page.locator("[data-sample=coins]").get_attribute("aria-pressed") == "true"
 
@@ -81,14 +81,14 @@ def test_the_pages_run_lengths_mean_what_the_servers_png_shows(demo: Demo) -> No
     for point in ([*COIN, 1], [2, 300, 1]):
         body = {"prompts": [{"points": [point]}]}
         path = f"v1/images/sha256-{hashlib.sha256(SAMPLE.read_bytes()).hexdigest()}/masks"
-        answer = httpx.post(f"{demo.page.url}{path}", json=body).json()
+        answer = plain_http.post(f"{demo.page.url}{path}", json=body).json()
         rle = answer["results"][0]["masks"][0]["rle"]
         compared = demo.page.evaluate(PNG_AND_RLE, {"body": body, "path": path, **rle})
         assert compared == {"differing": 0, "set": int(coco.area(rle)), "length": 303 * 384}
 
 
 def test_run_lengths_are_enlarged_and_reduced_as_nearest_neighbours(demo: Demo) -> None:
-    answer = httpx.post(
+    answer = plain_http.post(
         f"{demo.page.url}v1/images/sha256-{hashlib.sha256(SAMPLE.read_bytes()).hexdigest()}/masks",
         json={"prompts": [{"points": [[*COIN, 1]]}]},
     ).json()

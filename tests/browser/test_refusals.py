@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Callable
 
-import httpx
 from playwright.sync_api import expect
 
 from service.__main__ import SAMPLE
+from tests import plain_http
 from tests.browser.demo import Demo
 from tests.running import RunningService, triton_alone
 
@@ -19,17 +19,17 @@ def test_a_photograph_that_the_server_forgot_is_sent_again_and_the_click_answere
     demo: Demo, service: RunningService
 ) -> None:
     demo.allowed.append(f"{FAILED}.*404")
-    httpx.delete(f"{service.url}/v1/images/{IMAGE_ID}").raise_for_status()
+    plain_http.delete(f"{service.url}/v1/images/{IMAGE_ID}").raise_for_status()
     demo.page.keyboard.press("Tab")
     demo.page.locator("#canvas").focus()
     for key in ("b", "ArrowRight", "ArrowDown", "Enter"):  # a box: no preview meets the gap before it
         if key == "Enter":
-            httpx.delete(f"{service.url}/v1/images/{IMAGE_ID}")
+            plain_http.delete(f"{service.url}/v1/images/{IMAGE_ID}")
         demo.page.keyboard.press(key)
     demo.expect_status("The server had forgotten the photograph; it was sent again.")
     demo.expect_status("Mask of")
     expect(demo.page.locator("#problem")).to_be_hidden()
-    assert httpx.get(f"{service.url}/v1/images/{IMAGE_ID}").status_code == 200
+    assert plain_http.get(f"{service.url}/v1/images/{IMAGE_ID}").status_code == 200
 
 
 def test_a_service_that_is_gone_is_said_to_be_and_tried_again_when_it_is_back(visit: Callable[..., Demo]) -> None:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from service.triton_link import ServerOptions
+from tests import plain_http
 from tests.container.dockerfile import Stage, build, inside, read_stages, run_command
 from tests.running import ROOT, START_S, free_settings, triton_alone
 from tests.system_packages import require
@@ -64,7 +65,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the gateway ended with {process.returncode}"
         try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
+            if plain_http.get(f"{url}/readyz").status_code == 200:
                 return
         except httpx.TransportError:
             pass
@@ -73,8 +74,10 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def test_the_image_segments_a_photograph(gateway: str, coffee: bytes) -> None:
-    assert httpx.put(f"{gateway}/v1/images/coffee", content=coffee, timeout=60).status_code == 201
-    answer = httpx.post(f"{gateway}/v1/images/coffee/masks", json={"prompts": [{"points": [[270, 200, 1]]}]}).json()
+    assert plain_http.put(f"{gateway}/v1/images/coffee", content=coffee, timeout=60).status_code == 201
+    answer = plain_http.post(
+        f"{gateway}/v1/images/coffee/masks", json={"prompts": [{"points": [[270, 200, 1]]}]}
+    ).json()
     assert answer["cache"] == "memory"
     assert answer["results"][0]["masks"][0]["area"] > 0
 

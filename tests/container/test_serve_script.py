@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import httpx
 import pytest
 import tritonclient.grpc as triton
 
 from service.triton_link import RESTRICTED, SECRET_NAME, ServerOptions, secret_headers
 from service.triton_process import SHM, _environment, _known_flags, _lay_out_backend, find_installation
+from tests import plain_http
 from tests.running import ROOT, RunningService, free_settings
 
 SCRIPT = ROOT / "model_repository" / "serve.sh"
@@ -82,7 +82,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
 
 def test_the_gateway_answers_with_the_triton_it_starts(gateway: RunningService) -> None:
     """It is ready: its canary came back, through shared memory that it may register because it knows the secret."""
-    assert httpx.get(f"{gateway.url}/readyz").status_code == 200
+    assert plain_http.get(f"{gateway.url}/readyz").status_code == 200
     with closing(triton.InferenceServerClient(gateway.settings["SAM_TRITON_URL"])) as client:
         headers = secret_headers(gateway.settings["SAM_TRITON_SECRET"])
         assert gateway.arena_name in str(client.get_system_shared_memory_status(headers=headers))

@@ -18,6 +18,7 @@ from service.decoding import DecodePool
 from service.errors import ImageTooLargeError, UnsupportedImageError
 from service.image import ImageLimits
 from service.image_header import MAX_SCANS, read_header
+from tests import plain_http
 from tests.bombs import MIB, accepted, endless_jpeg, refused_in_a_process, refused_unread, runaway_jpeg
 from tests.faults.conftest import Report
 from tests.mutants import mutants
@@ -37,7 +38,7 @@ def service(cat: bytes) -> Iterator[RunningService]:
 
 
 def put(service: RunningService, image_id: str, data: bytes) -> httpx.Response:
-    return httpx.put(f"{service.url}/v1/images/{image_id}", content=data, timeout=60)
+    return plain_http.put(f"{service.url}/v1/images/{image_id}", content=data, timeout=60)
 
 
 def decode_pids(parent: int) -> list[int]:

@@ -30,6 +30,7 @@ from hypothesis import HealthCheck, given, settings
 
 from service.auth import Authoriser
 from service.rpc.pb import segment_anything_pb2 as pb
+from tests import plain_http
 from tests.clean_answers import KEY, MARKER, PASSWORD, check_clean
 from tests.conftest import encoded
 from tests.fakes import FakeBackend
@@ -63,7 +64,7 @@ class Service:
 
     def http(self, method: str, path: str, **options: object) -> httpx.Response:
         """Return an answer that was looked through."""
-        answer = httpx.request(method, self.gateway.url + path, headers=[AUTHORIZATION], timeout=30, **options)
+        answer = plain_http.request(method, self.gateway.url + path, headers=[AUTHORIZATION], timeout=30, **options)
         check_clean(f"{answer.status_code} {answer.headers.multi_items()} {answer.text}")
         self.answers += 1
         return answer

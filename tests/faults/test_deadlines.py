@@ -11,6 +11,7 @@ import pytest
 from benchmarks.figures import quantile
 from benchmarks.load import OK, PHOTO, Load, Samples, run_loads
 from service.rpc.pb import segment_anything_pb2 as pb
+from tests import plain_http
 from tests.faults.conftest import Report
 from tests.raw_http2 import answer_to, call, connection, message, read_until_ended
 from tests.running import RunningService
@@ -32,7 +33,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     settings = {"SAM_MODEL_REPOSITORY": str(models.path), "SAM_LOG_LEVEL": "error"}
     with RunningService.start(**settings, SAM_DEFAULT_DEADLINE_S=str(CAP_S), SAM_MAX_WAIT_S="60") as service:
         for _ in range(10):  # on a busy machine the encoder alone may take as long as the cap
-            if httpx.put(f"{service.url}/v1/images/load", content=PHOTO.read_bytes()).is_success:
+            if plain_http.put(f"{service.url}/v1/images/load", content=PHOTO.read_bytes()).is_success:
                 break
         models.slow_down(decode_s=DECODE_S)
         yield service
@@ -79,7 +80,7 @@ def seconds_over_http(client: httpx.Client) -> float:
 def test_the_default_holds_for_requests_that_say_nothing(
     slow: RunningService, transport: str, report: Report, *, full: bool
 ) -> None:
-    count = 400 if full else 4
+    count = 120 if full else 4
     with ThreadPoolExecutor(4) as pool, httpx.Client(base_url=slow.url, timeout=20) as client:
         over_http = transport == "HTTP"
         ask = (lambda _: seconds_over_http(client)) if over_http else (lambda _: seconds_to_the_end(slow.grpc_address))

@@ -27,6 +27,7 @@ from service.cache.files import discard_arenas
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from service.rpc.server import SERVICE
+from tests import plain_http
 from tests.faults.conftest import Report
 from tests.running import RunningService, free_ports, free_settings, triton_alone
 
@@ -106,7 +107,7 @@ def gateways(triton: str, cat: bytes) -> Iterator[list[Gateway]]:
             gateway.start()
             stack.callback(discard_arenas, f"sam-{gateway.settings['SAM_HTTP_PORT']}")
             stack.callback(gateway.end)
-            httpx.put(f"{gateway.url}/v1/images/cat", content=cat).raise_for_status()
+            plain_http.put(f"{gateway.url}/v1/images/cat", content=cat).raise_for_status()
         yield both
 
 
@@ -260,7 +261,7 @@ def test_for_a_while_after_sigterm_requests_are_answered_by_a_gateway_that_says_
         service.wait_for("/readyz", 503)
         answer = kept.post("/v1/images/cat/masks", json=BODY)
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
-        assert httpx.get(f"{service.url}/readyz").json() == {"status": "draining"}
+        assert plain_http.get(f"{service.url}/readyz").json() == {"status": "draining"}
         assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         with pytest.raises(grpc.RpcError) as draining:
             keep_asking(pb_grpc.SegmentAnythingStub(channel))

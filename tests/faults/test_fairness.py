@@ -23,6 +23,7 @@ from service.call import CURRENT, call_from_headers, let_others_go_first
 from service.prompt import Point, Prompt, PromptBatch, batches_from_prompts
 from service.tensors import EMBEDDING
 from service.triton import TritonBackend
+from tests import plain_http
 from tests.conformance.callers import Failure, GrpcCaller, RestCaller
 from tests.faults.conftest import Report
 from tests.running import RunningService
@@ -44,7 +45,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
         for tenant in TENANTS:
             headers = {"authorization": f"Bearer {tenant}"}
             url = f"{service.url}/v1/images/load"
-            httpx.put(url, content=PHOTO.read_bytes(), headers=headers).raise_for_status()
+            plain_http.put(url, content=PHOTO.read_bytes(), headers=headers).raise_for_status()
         models.slow_down(decode_s=DECODE_S)
         yield service
 
@@ -226,5 +227,5 @@ def test_a_tenant_s_rate_is_limited_alike_over_both_transports_and_by_all_worker
             PROMISE, "beyond a tenant's rate: rate_limited", f"{limited:.0f} of 12 calls by two tenants that may make 4"
         )
         assert limited == 4
-        told = httpx.get(f"{service.url}/v1/images/cat", headers={"authorization": f"Bearer {GREEDY}"})
+        told = plain_http.get(f"{service.url}/v1/images/cat", headers={"authorization": f"Bearer {GREEDY}"})
         assert 90 <= int(told.headers["retry-after"]) <= 100

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
+from tests import plain_http
 from tests.raw_http2 import DATA, END_STREAM, SETTINGS, call, connection, frame
 from tests.running import RunningService, triton_ready, triton_under
 from tests.slow_models import SlowModels, slow_models
@@ -153,7 +153,7 @@ def test_a_drain_answers_what_is_under_way_and_waits_for_no_watcher(
     service: RunningService, models: SlowModels, cat: bytes
 ) -> None:
     """One that does not read, and one that does: it is told, and its watch ends so that it looks elsewhere."""
-    httpx.put(f"{service.url}/v1/images/cat", content=cat).raise_for_status()
+    plain_http.put(f"{service.url}/v1/images/cat", content=cat).raise_for_status()
     with (
         watching(service) as watcher,
         watching_without_reading(service),

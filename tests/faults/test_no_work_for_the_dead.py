@@ -17,6 +17,7 @@ import pytest
 
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
+from tests import plain_http
 from tests.cable import Cable, cable_to
 from tests.conftest import encoded
 from tests.faults.conftest import Report
@@ -122,7 +123,7 @@ def callers(
 
 
 def upload(service: RunningService, image_id: str, image: bytes) -> httpx.Response:
-    return httpx.put(f"{service.url}/v1/images/{image_id}", content=image, timeout=30)
+    return plain_http.put(f"{service.url}/v1/images/{image_id}", content=image, timeout=30)
 
 
 def cancelled(service: RunningService) -> float:

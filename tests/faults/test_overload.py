@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import grpc
-import httpx
 import pytest
 
 from benchmarks.load import OK, PHOTO, Load, Samples, run_loads
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
+from tests import plain_http
 from tests.faults.conftest import Report
 from tests.running import RunningService
 from tests.slow_models import INSTANCES, SlowModels, slow_models
@@ -40,7 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> SlowModels:
 @pytest.fixture(scope="module")
 def slow(models: SlowModels) -> Iterator[RunningService]:
     with RunningService.start(SAM_MODEL_REPOSITORY=str(models.path), SAM_LOG_LEVEL="error") as service:
-        httpx.put(f"{service.url}/v1/images/load", content=PHOTO.read_bytes()).raise_for_status()
+        plain_http.put(f"{service.url}/v1/images/load", content=PHOTO.read_bytes()).raise_for_status()
         models.slow_down(decode_s=DECODE_S)
         yield service
 

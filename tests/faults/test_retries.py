@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from service.tensors import DECODER_MODEL, REFINER_MODEL
+from tests import plain_http
 from tests.cable import Cable, cable_to
 from tests.faults.conftest import Report
 from tests.running import ROOT, RunningService, free_settings, triton_alone, triton_under
@@ -57,9 +58,9 @@ class Callers:
     def __init__(self, service: RunningService, photo: bytes) -> None:
         self.service = service
         self._url = f"{service.url}/v1/images/cat/masks"
-        httpx.put(f"{service.url}/v1/images/cat", content=photo).raise_for_status()
+        plain_http.put(f"{service.url}/v1/images/cat", content=photo).raise_for_status()
         first = {"prompts": [CLICK], "multimask": False, "include_logits": True}
-        answer = httpx.post(self._url, json=first).raise_for_status().json()
+        answer = plain_http.post(self._url, json=first).raise_for_status().json()
         mask_input = answer["results"][0]["masks"][0]["logits"]
         self.marker = zlib.decompress(base64.b64decode(mask_input))[:16]
         self._body: dict[str, Any] = {"prompts": [{**CLICK, "mask_input": mask_input}], "format": "none"}

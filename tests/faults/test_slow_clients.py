@@ -16,6 +16,7 @@ import pytest
 
 from service.rest.answer_pace import FIRST_LOOK_S, WINDOW_S
 from service.rest.protocol import BODY_WINDOW_S, HEADER_S, LATER_FACTOR, MAX_HEADER_BYTES
+from tests import plain_http
 from tests.faults.conftest import Report
 from tests.running import RunningService, sockets_of
 
@@ -32,7 +33,7 @@ DRIP_S = 0.25
 def service(cat: bytes) -> Iterator[RunningService]:
     keys = f"alice:{sha256(KEY.encode()).hexdigest()}"
     with RunningService.start(SAM_API_KEYS=keys, SAM_LOG_LEVEL="error") as running:
-        httpx.put(f"{running.url}/v1/images/cat", content=cat, headers=BEARER).raise_for_status()
+        plain_http.put(f"{running.url}/v1/images/cat", content=cat, headers=BEARER).raise_for_status()
         yield running
 
 
@@ -140,7 +141,7 @@ def test_a_client_that_does_not_take_its_answer_is_left(service: RunningService,
     with ThreadPoolExecutor(len(unread)) as pool:
         waits = [pool.submit(seconds_until_reset, service, requests) for requests in unread]
         wait_until(lambda: service.metrics()["sam_body_bytes"] >= 4 * MIB)
-        httpx.put(f"{service.url}/v1/images/other", content=cat, headers=BEARER).raise_for_status()
+        plain_http.put(f"{service.url}/v1/images/other", content=cat, headers=BEARER).raise_for_status()
         seconds = [wait.result() for wait in waits]
     assert max(seconds) < FIRST_LOOK_S + WINDOW_S + MARGIN_S
     wait_until(lambda: connections(service, worker) == 0 and service.metrics()["sam_body_bytes"] == 0)
@@ -220,7 +221,7 @@ def test_a_refusal_comes_before_the_body(
     with connected(service) as sock:
         sock.sendall(upload(length, key=key))
         impatient = answer_on(sock)
-    stubborn = httpx.put(
+    stubborn = plain_http.put(
         f"{service.url}/v1/images/slow", content=bytes(length), headers={"authorization": f"Bearer {key}"}
     )
     assert (stubborn.status_code, stubborn.json()["reason"]) == (code, reason)

@@ -15,6 +15,7 @@ import grpc
 import httpx
 import pytest
 
+from tests import plain_http
 from tests.faults.conftest import Report
 from tests.running import SHM, RunningService, free_settings, stubs_of, triton_alone, triton_under
 from tests.watching import NEEDS_NO_MODEL, Watch, serving, watching
@@ -72,7 +73,7 @@ def until(holds: Callable[[], object], timeout_s: float) -> None:
 def embedded(cat: bytes) -> Iterator[RunningService]:
     """A service of two workers with its own Triton, behind a secret that only they know; one image is cached."""
     with RunningService.start(SAM_WORKERS="2", SAM_TRITON_SECRET="", SAM_LOG_LEVEL="error") as service:
-        httpx.put(f"{service.url}/v1/images/cat", content=cat).raise_for_status()
+        plain_http.put(f"{service.url}/v1/images/cat", content=cat).raise_for_status()
         yield service
 
 
@@ -111,13 +112,13 @@ def report_times(fault: str, unready_s: float, back_s: float, after: str, report
 def suffer(service: RunningService, fault: str, report: Report) -> tuple[float, float, float]:
     """Inject the fault, and return how long it took to be unready, to be ready after Triton was, and in all."""
     old, misses = service.triton_pid(), service.metrics()["sam_cache_misses_total"]
-    mask = mask_of(httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK))
+    mask = mask_of(plain_http.post(f"{service.url}/v1/images/cat/masks", json=CLICK))
     with watching(service) as watch:
         time.sleep(0.3)
         began_s = time.monotonic()
         FAULTS_OF_OURS[fault](old)
         until(watch.noticed, 30)
-        refused = httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK, timeout=30)
+        refused = plain_http.post(f"{service.url}/v1/images/cat/masks", json=CLICK, timeout=30)
         until(lambda: watch.triton_up_s and watch.ready_again_s(), 90)
     again_s = watch.ready_again_s()
     assert again_s is not None
@@ -126,7 +127,7 @@ def suffer(service: RunningService, fault: str, report: Report) -> tuple[float, 
     assert refused.status_code == 200 or int(refused.headers["retry-after"]) > 0
     report_meanwhile(watch, fault, report)
     assert service.triton_pid() != old
-    answer = httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK)
+    answer = plain_http.post(f"{service.url}/v1/images/cat/masks", json=CLICK)
     assert (answer.json()["cache"], mask_of(answer)) == ("memory", mask)
     assert service.metrics()["sam_cache_misses_total"] == misses
     return watch.unready_s() - began_s, max(0.0, again_s - watch.triton_up_s), again_s - began_s
@@ -167,7 +168,7 @@ def test_a_triton_of_its_own_that_is_dead_or_frozen_is_noticed_and_taken_up_agai
     with ExitStack() as running:
         pid = running.enter_context(triton_alone(*triton))
         with RunningService.start(embedded=False, **{**settings, "SAM_LOG_LEVEL": "error"}) as service:
-            httpx.put(f"{service.url}/v1/images/cat", content=cat).raise_for_status()
+            plain_http.put(f"{service.url}/v1/images/cat", content=cat).raise_for_status()
             masked = masked_click(service)
             with watching(service) as watch:
                 began_s = time.monotonic()
@@ -177,7 +178,7 @@ def test_a_triton_of_its_own_that_is_dead_or_frozen_is_noticed_and_taken_up_agai
                     began_s = time.monotonic()
                 until(watch.noticed, 30)
                 if fault.startswith(SELDOM_ASKED):  # unready, and yet of use
-                    httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK).raise_for_status()
+                    plain_http.post(f"{service.url}/v1/images/cat/masks", json=CLICK).raise_for_status()
                 time.sleep(1)
             unready_s = watch.unready_s() - began_s
             report_meanwhile(watch, f"{fault}, not ours", report)
@@ -192,7 +193,7 @@ def test_a_triton_of_its_own_that_is_dead_or_frozen_is_noticed_and_taken_up_agai
             began_s = time.monotonic()
             service.wait_for("/readyz", 200)
             back_s = time.monotonic() - began_s
-            answer = httpx.post(f"{service.url}/v1/images/cat/masks", json=CLICK).raise_for_status().json()
+            answer = plain_http.post(f"{service.url}/v1/images/cat/masks", json=CLICK).raise_for_status().json()
             assert answer["cache"] == "memory"
     report_times(f"{fault}, not ours", unready_s, back_s, f" after {since}", report, full=full)
 
@@ -201,18 +202,18 @@ def asked_in_vain(service: RunningService, fault: str, cat: bytes, masked: Json)
     """Ask for what only the model at fault does, which is a reason to look after it, and say what became of that."""
     with suppress(httpx.ReadTimeout):
         if fault.startswith("encoder"):
-            httpx.put(f"{service.url}/v1/images/other", content=cat + b"0", timeout=1)
+            plain_http.put(f"{service.url}/v1/images/other", content=cat + b"0", timeout=1)
         else:
-            httpx.post(f"{service.url}/v1/images/cat/masks", json=masked, timeout=1)
+            plain_http.post(f"{service.url}/v1/images/cat/masks", json=masked, timeout=1)
     return f", {'an upload' if fault.startswith('encoder') else 'a mask input'} was given up or failed"
 
 
 def masked_click(service: RunningService) -> Json:
     """Return a click that goes with the mask of an earlier answer, so that the refiner answers it."""
-    answer = httpx.post(f"{service.url}/v1/images/cat/masks", json={**CLICK, "include_logits": True})
+    answer = plain_http.post(f"{service.url}/v1/images/cat/masks", json={**CLICK, "include_logits": True})
     logits = answer.raise_for_status().json()["results"][0]["masks"][0]["logits"]
     masked = {"prompts": [{**CLICK["prompts"][0], "mask_input": logits}]}
-    httpx.post(f"{service.url}/v1/images/cat/masks", json=masked).raise_for_status()
+    plain_http.post(f"{service.url}/v1/images/cat/masks", json=masked).raise_for_status()
     return masked
 
 

@@ -17,6 +17,7 @@ import pytest
 from service.cache.files import find_files
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
+from tests import plain_http
 from tests.conformance.callers import Caller, Failure, GrpcCaller, RestCaller
 from tests.redis_server import RedisServer
 from tests.running import RunningService, free_settings, samples, triton_alone
@@ -57,8 +58,8 @@ def pair(models: SlowModels) -> Iterator[RunningService]:
 
 def test_an_image_sent_to_one_worker_is_there_for_all(pair: RunningService, cat: bytes) -> None:
     before = pair.triton_count("sam_encoder")
-    httpx.put(f"{pair.url}/v1/images/shared", content=cat).raise_for_status()
-    answers = [httpx.post(f"{pair.url}/v1/images/shared/masks", json=CLICK).json() for _ in range(30)]
+    plain_http.put(f"{pair.url}/v1/images/shared", content=cat).raise_for_status()
+    answers = [plain_http.post(f"{pair.url}/v1/images/shared/masks", json=CLICK).json() for _ in range(30)]
     assert {answer["cache"] for answer in answers} == {"memory"}
     assert len({answer["results"][0]["masks"][0]["rle"]["counts"] for answer in answers}) == 1
     assert pair.triton_count("sam_encoder") == before + 1
@@ -108,7 +109,7 @@ def test_a_worker_killed_in_mid_encode_is_taken_over_from(
 
     def put() -> None:
         try:
-            answers.append(httpx.put(f"{pair.url}/v1/images/orphan", content=astronaut, timeout=60).status_code)
+            answers.append(plain_http.put(f"{pair.url}/v1/images/orphan", content=astronaut, timeout=60).status_code)
         except httpx.TransportError:
             answers.append(0)  # this one's worker was killed
 
@@ -128,7 +129,7 @@ def test_a_worker_killed_in_mid_encode_is_taken_over_from(
         models.slow_down()
     follower.join(60)
     assert answers == [0, 201]
-    assert httpx.post(f"{pair.url}/v1/images/orphan/masks", json=CLICK).json()["cache"] == "memory"
+    assert plain_http.post(f"{pair.url}/v1/images/orphan/masks", json=CLICK).json()["cache"] == "memory"
     until(lambda: len(pair.worker_pids()) == 2)
 
 
@@ -232,4 +233,4 @@ def test_tenants_are_apart_over_both_transports(cat: bytes, coffee: bytes) -> No
             for failure in (caller.segment("cat", CLICK), caller.embed("cat", cat), caller.model()):
                 assert isinstance(failure, Failure)
                 assert (failure.reason, failure.field, failure.retry) == ("unauthenticated", "authorization", False)
-        assert httpx.get(f"{service.url}/readyz").status_code == 200
+        assert plain_http.get(f"{service.url}/readyz").status_code == 200

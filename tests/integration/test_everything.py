@@ -17,6 +17,7 @@ from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from service.tensors import DECODER_MODEL
 from service.upkeep import PROBE_EVERY_S
+from tests import plain_http
 from tests.conftest import encoded
 from tests.export.original_generator import original_generator, original_tiny
 from tests.running import RunningService
@@ -56,7 +57,7 @@ def test_the_records_are_the_original_package_s(
     image = photograph(name)
     files = {"image": encoded(image, "PNG")}
     form = {"request": json.dumps(parameters)}
-    answer = httpx.post(f"{service.url}/v1/everything", files=files, data=form, timeout=60)
+    answer = plain_http.post(f"{service.url}/v1/everything", files=files, data=form, timeout=60)
     ours = answer.raise_for_status().json()["records"]
     theirs = original_generator(original, **parameters).generate(image)
     assert len(theirs) >= 10
@@ -113,9 +114,9 @@ def test_cancelling_the_stream_stops_the_work(service: RunningService, cat: byte
 def test_leaving_over_http_stops_the_work(service: RunningService, cat: bytes) -> None:
     which = ("http", "POST /v1/images/{image_id}/everything", "cancelled")
     before = outcomes(service, *which)
-    httpx.put(f"{service.url}/v1/images/left", content=cat).raise_for_status()
+    plain_http.put(f"{service.url}/v1/images/left", content=cat).raise_for_status()
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{service.url}/v1/images/left/everything", json=FULL, timeout=1)
+        plain_http.post(f"{service.url}/v1/images/left/everything", json=FULL, timeout=1)
     wait_for_outcome(service, before + 1, *which)
 
 
@@ -123,17 +124,19 @@ def test_the_deadline_ends_the_work(service: RunningService, cat: bytes) -> None
     which = ("http", "POST /v1/everything", "deadline_exceeded")
     before, headers = outcomes(service, *which), {"x-request-timeout": "2"}
     form = {"request": json.dumps(FULL)}
-    answer = httpx.post(f"{service.url}/v1/everything", files={"image": cat}, data=form, headers=headers, timeout=60)
+    answer = plain_http.post(
+        f"{service.url}/v1/everything", files={"image": cat}, data=form, headers=headers, timeout=60
+    )
     assert (answer.status_code, answer.json()["reason"]) == (504, "deadline_exceeded")
     wait_for_outcome(service, before + 1, *which)
 
 
 def test_single_prompts_are_answered_meanwhile(service: RunningService, cat: bytes) -> None:
-    httpx.put(f"{service.url}/v1/images/meanwhile", content=cat).raise_for_status()
+    plain_http.put(f"{service.url}/v1/images/meanwhile", content=cat).raise_for_status()
     url, done = f"{service.url}/v1/images/meanwhile", threading.Event()
 
     def everything() -> None:
-        httpx.post(f"{url}/everything", json=LOW | {"points_per_batch": 8}, timeout=60).raise_for_status()
+        plain_http.post(f"{url}/everything", json=LOW | {"points_per_batch": 8}, timeout=60).raise_for_status()
         done.set()
 
     thread = threading.Thread(target=everything)
@@ -141,7 +144,7 @@ def test_single_prompts_are_answered_meanwhile(service: RunningService, cat: byt
     body = {"prompts": [{"points": [[200, 150, 1]]}]}
     answers = 0
     while not done.is_set():
-        httpx.post(f"{url}/masks", json=body, timeout=60).raise_for_status()
+        plain_http.post(f"{url}/masks", json=body, timeout=60).raise_for_status()
         answers += not done.is_set()
     thread.join()
     assert answers > 0

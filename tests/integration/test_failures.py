@@ -13,6 +13,7 @@ import pytest
 from service.auth import Authoriser
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
+from tests import plain_http
 from tests.conformance.callers import Failure, GrpcCaller, RestCaller
 from tests.fakes import FakeBackend
 from tests.in_process import serving
@@ -56,7 +57,7 @@ def test_a_frozen_triton_costs_deadlines_then_refusals_and_recovers_by_itself(ca
 def test_without_triton_the_gateway_lives_is_not_ready_and_says_why(cat: bytes) -> None:
     with RunningService.launch(embedded=False, SAM_LOG_LEVEL="error") as service:
         service.wait_for("/healthz", 200)
-        assert httpx.get(f"{service.url}/readyz").json() == {"status": "model_unavailable"}
+        assert plain_http.get(f"{service.url}/readyz").json() == {"status": "model_unavailable"}
         for caller in (RestCaller(service.url), GrpcCaller(service.grpc_address)):
             failure = caller.embed("a", cat)
             caller.close()

@@ -14,6 +14,7 @@ from pycocotools import mask as coco
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from service.upkeep import PROBE_EVERY_S
+from tests import plain_http
 from tests.conftest import encoded
 from tests.running import RunningService
 
@@ -22,8 +23,8 @@ PB_PROMPT = pb.Prompt(points=[pb.Point(x=270, y=200, label=1)], box=pb.Box(x0=10
 
 
 def test_a_photograph_becomes_an_equal_mask_over_both_transports(service: RunningService, coffee: bytes) -> None:
-    httpx.put(f"{service.url}/v1/images/first", content=coffee).raise_for_status()
-    answer = httpx.post(f"{service.url}/v1/images/first/masks", json=BODY).raise_for_status().json()
+    plain_http.put(f"{service.url}/v1/images/first", content=coffee).raise_for_status()
+    answer = plain_http.post(f"{service.url}/v1/images/first/masks", json=BODY).raise_for_status().json()
     rle = answer["results"][0]["masks"][0]["rle"]
     over_http = coco.decode(rle)
     with grpc.insecure_channel(service.grpc_address) as channel:
@@ -36,12 +37,12 @@ def test_a_photograph_becomes_an_equal_mask_over_both_transports(service: Runnin
 
 
 def test_after_one_upload_twenty_prompts_leave_the_encoder_alone(service: RunningService, astronaut: bytes) -> None:
-    httpx.put(f"{service.url}/v1/images/skip", content=astronaut).raise_for_status()
+    plain_http.put(f"{service.url}/v1/images/skip", content=astronaut).raise_for_status()
     encodes, decodes = service.triton_count("sam_encoder"), service.triton_count("sam_decoder")
     began_s = time.monotonic()
     for index in range(20):
         prompt = {"points": [[20 * index, 100, 1]]}
-        answer = httpx.post(f"{service.url}/v1/images/skip/masks", json={"prompts": [prompt]}).raise_for_status()
+        answer = plain_http.post(f"{service.url}/v1/images/skip/masks", json={"prompts": [prompt]}).raise_for_status()
         assert answer.json()["cache"] == "memory"
         assert answer.json()["timings_ms"]["encode"] == 0
     assert service.triton_count("sam_encoder") == encodes
@@ -53,7 +54,7 @@ def test_after_one_upload_twenty_prompts_leave_the_encoder_alone(service: Runnin
 def test_concurrent_prompts_are_merged_into_batches(service: RunningService, coffee: bytes, cat: bytes) -> None:
     """Also prompts on different images: the batch axis is images."""
     for name, data in (("batch-a", coffee), ("batch-b", cat)):
-        httpx.put(f"{service.url}/v1/images/{name}", content=data).raise_for_status()
+        plain_http.put(f"{service.url}/v1/images/{name}", content=data).raise_for_status()
     count, executions = (service.triton_count("sam_decoder", f"nv_inference_{what}count") for what in ("", "exec_"))
     with httpx.Client(base_url=service.url) as client, concurrent.futures.ThreadPoolExecutor(16) as pool:
 
@@ -101,25 +102,25 @@ def test_every_kind_of_photograph_is_taken_and_measured_as_a_person_sees_it(
         saving["exif"] = exif
     buffer = io.BytesIO()
     picture.save(buffer, image_format, **saving)
-    answer = httpx.put(f"{service.url}/v1/images/kind", content=buffer.getvalue()).raise_for_status().json()
+    answer = plain_http.put(f"{service.url}/v1/images/kind", content=buffer.getvalue()).raise_for_status().json()
     assert answer["size"] == ([451, 300] if orientation else [300, 451])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 900, 3), (900, 1, 3), (17, 23, 3), (2000, 3000, 3)])
 def test_any_size_comes_back_as_it_was(service: RunningService, shape: tuple[int, int, int]) -> None:
     data = encoded(np.random.default_rng(0).integers(0, 255, shape, np.uint8), "PNG", compress_level=1)
-    httpx.put(f"{service.url}/v1/images/size", content=data).raise_for_status()
+    plain_http.put(f"{service.url}/v1/images/size", content=data).raise_for_status()
     box = {"box": [0, 0, shape[1], shape[0]]}
-    answer = httpx.post(f"{service.url}/v1/images/size/masks", json={"prompts": [box]}).raise_for_status().json()
+    answer = plain_http.post(f"{service.url}/v1/images/size/masks", json={"prompts": [box]}).raise_for_status().json()
     assert coco.decode(answer["results"][0]["masks"][0]["rle"]).shape == shape[:2]
 
 
 def test_metrics_count_what_happened(service: RunningService, cat: bytes) -> None:
     before = service.metrics()
-    httpx.put(f"{service.url}/v1/images/metrics", content=cat).raise_for_status()
-    httpx.put(f"{service.url}/v1/images/metrics", content=cat).raise_for_status()
-    httpx.post(f"{service.url}/v1/images/metrics/masks", json={"prompts": [{"points": [[1, 1, 1]]}] * 3})
-    httpx.post(f"{service.url}/v1/images/metrics/masks", json={"prompts": []})
+    plain_http.put(f"{service.url}/v1/images/metrics", content=cat).raise_for_status()
+    plain_http.put(f"{service.url}/v1/images/metrics", content=cat).raise_for_status()
+    plain_http.post(f"{service.url}/v1/images/metrics/masks", json={"prompts": [{"points": [[1, 1, 1]]}] * 3})
+    plain_http.post(f"{service.url}/v1/images/metrics/masks", json={"prompts": []})
     after = service.metrics()
 
     def rise(name: str) -> float:
@@ -129,7 +130,7 @@ def test_metrics_count_what_happened(service: RunningService, cat: bytes) -> Non
     assert rise("sam_cache_misses_total") == 1
     assert rise('sam_cache_hits_total{level="memory"}') == 2
     assert rise("sam_cache_entries") == 1
-    assert rise("sam_cache_bytes") >= httpx.get(f"{service.url}/v1/images/metrics").json()["embedding_bytes"]
+    assert rise("sam_cache_bytes") >= plain_http.get(f"{service.url}/v1/images/metrics").json()["embedding_bytes"]
     assert after["sam_cache_bytes"] <= after["sam_cache_capacity_bytes"]
     assert rise("sam_prompts_total") == 3
     assert rise(f'sam_requests_total{{outcome="ok",{route}}}') == 1

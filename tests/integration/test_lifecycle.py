@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import plain_http
 from tests.running import PORTS, ROOT, SHM, RunningService, descendants_of, free_settings
 
 
@@ -69,9 +70,11 @@ def test_a_bad_setting_gives_a_sentence(settings: dict[str, str], says: str) -> 
 
 def test_a_gateway_without_embedded_mode_uses_the_triton_it_is_given(service: RunningService, cat: bytes) -> None:
     with RunningService.start(embedded=False, SAM_TRITON_URL=service.settings["SAM_TRITON_URL"]) as other:
-        httpx.put(f"{other.url}/v1/images/a", content=cat).raise_for_status()
+        plain_http.put(f"{other.url}/v1/images/a", content=cat).raise_for_status()
         body = {"prompts": [{"box": [50, 50, 300, 280]}]}
-        assert httpx.post(f"{other.url}/v1/images/a/masks", json=body).raise_for_status().json()["cache"] == "memory"
+        assert (
+            plain_http.post(f"{other.url}/v1/images/a/masks", json=body).raise_for_status().json()["cache"] == "memory"
+        )
 
 
 def test_sigterm_lets_requests_under_way_finish(cat: bytes) -> None:

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, status_code_conformance
 
+from tests import plain_http
 from tests.clean_answers import check_clean
 from tests.running import ROOT, RunningService
 
@@ -20,7 +20,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance]
 
 @pytest.fixture(scope="module")
 def document(service: RunningService) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{service.url}/openapi.json").json()
+    found: dict[str, Any] = plain_http.get(f"{service.url}/openapi.json").json()
     return found
 
 
@@ -62,7 +62,7 @@ def test_every_example_runs(service: RunningService, document: dict[str, Any]) -
             if p["in"] == "header" and p["name"] in given
         }
         for body in bodies_of(document, operation) or [{}]:
-            answer = httpx.request(method, url, headers=headers, timeout=60, **body)
+            answer = plain_http.request(method, url, headers=headers, timeout=60, **body)
             assert answer.is_success, f"{method} {path} {body}: {answer.text}"
             assert '"records":[]' not in answer.text, f"{method} {path} {body} finds nothing, and shows nothing"
             assert str(answer.status_code) in operation["responses"]
@@ -99,7 +99,7 @@ def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]
 
 @pytest.fixture(scope="module")
 def api(service: RunningService) -> schemathesis.BaseSchema:
-    httpx.put(f"{service.url}/v1/images/coins", content=SAMPLE.read_bytes()).raise_for_status()
+    plain_http.put(f"{service.url}/v1/images/coins", content=SAMPLE.read_bytes()).raise_for_status()
     return schemathesis.openapi.from_url(f"{service.url}/openapi.json")
 
 

@@ -3,12 +3,12 @@
 import io
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from tests import plain_http
 from tests.running import RunningService
 
 BOX = {"box": [100, 50, 500, 350]}
@@ -17,15 +17,15 @@ BOX = {"box": [100, 50, 500, 350]}
 @pytest.fixture(scope="module")
 def url(service: RunningService, coffee: bytes) -> str:
     url = f"{service.url}/v1/images/png"
-    httpx.put(url, content=coffee).raise_for_status()
+    plain_http.put(url, content=coffee).raise_for_status()
     return f"{url}/masks"
 
 
 @pytest.mark.parametrize("options", [{}, {"format": "none"}, {"multimask": False}, {"min_region_area": 50}])
 def test_the_picture_is_the_mask_and_headers_say_the_rest(url: str, options: dict[str, Any]) -> None:
     body = {"prompts": [BOX], **options}
-    answer = httpx.post(url, json=body, headers={"accept": "image/png"})
-    wanted = httpx.post(url, json=body | {"format": "rle"}).json()
+    answer = plain_http.post(url, json=body, headers={"accept": "image/png"})
+    wanted = plain_http.post(url, json=body | {"format": "rle"}).json()
     (mask,) = wanted["results"][0]["masks"]
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), coco.decode(mask["rle"]) > 0)
@@ -40,7 +40,7 @@ def test_the_picture_is_the_mask_and_headers_say_the_rest(url: str, options: dic
 
 
 def test_a_one_shot_request_may_ask_for_it_too(service: RunningService, coffee: bytes) -> None:
-    answer = httpx.post(
+    answer = plain_http.post(
         f"{service.url}/v1/masks",
         files={"image": coffee},
         data={"request": '{"prompts": [{"box": [100, 50, 500, 350]}]}'},
@@ -66,7 +66,7 @@ def test_a_one_shot_request_may_ask_for_it_too(service: RunningService, coffee: 
     ],
 )
 def test_who_names_it_gets_it(url: str, accept: str, kind: str) -> None:
-    answer = httpx.post(url, json={"prompts": [BOX]}, headers={"accept": accept})
+    answer = plain_http.post(url, json={"prompts": [BOX]}, headers={"accept": accept})
     assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
 
 
@@ -74,7 +74,7 @@ def test_who_names_it_gets_it(url: str, accept: str, kind: str) -> None:
     "body", [{"prompts": [BOX, BOX]}, {"prompts": [BOX], "multimask": True}, {"prompts": [BOX], "include_logits": True}]
 )
 def test_more_than_one_mask_is_no_picture(url: str, body: dict[str, Any]) -> None:
-    answer = httpx.post(url, json=body, headers={"accept": "image/png"})
+    answer = plain_http.post(url, json=body, headers={"accept": "image/png"})
     problem = answer.json()
     assert (answer.status_code, problem["reason"], problem["field"]) == (422, "invalid_prompt", "accept")
     assert "one mask" in problem["detail"]
@@ -82,5 +82,5 @@ def test_more_than_one_mask_is_no_picture(url: str, body: dict[str, Any]) -> Non
 
 def test_a_negative_region_area_is_refused(url: str) -> None:
     """Which gRPC, whose number has no sign, cannot say."""
-    problem = httpx.post(url, json={"prompts": [BOX], "min_region_area": -1}).json()
+    problem = plain_http.post(url, json={"prompts": [BOX], "min_region_area": -1}).json()
     assert (problem["reason"], problem["field"]) == ("invalid_prompt", "min_region_area")

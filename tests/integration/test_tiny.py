@@ -1,12 +1,12 @@
 """The bundled model through the running service, on a real photograph it was never trained on: coins."""
 
-import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from export.tiny.coins import Coins, labelled_coins
+from tests import plain_http
 from tests.conftest import encoded
 from tests.running import RunningService
 
@@ -17,13 +17,13 @@ GOOD_IOU = 0.75
 def coins(service: RunningService) -> Coins:
     labelled = labelled_coins()
     data = encoded(labelled.image, "PNG")
-    httpx.put(f"{service.url}/v1/images/coins", content=data).raise_for_status()
+    plain_http.put(f"{service.url}/v1/images/coins", content=data).raise_for_status()
     return labelled
 
 
 def ious(service: RunningService, coins: Coins, prompts: list[dict[str, list[object]]]) -> NDArray[np.float64]:
     """Return the IoU of the answer to each prompt with the coin it is about."""
-    answer = httpx.post(f"{service.url}/v1/images/coins/masks", json={"prompts": prompts}, timeout=60)
+    answer = plain_http.post(f"{service.url}/v1/images/coins/masks", json={"prompts": prompts}, timeout=60)
     found = [
         coco.decode(result["masks"][0]["rle"]).astype(bool) for result in answer.raise_for_status().json()["results"]
     ]

@@ -26,6 +26,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.errors import StartError
 from service.rest.protocol import HEADER_S
 from service.tls import TlsFiles
+from tests import plain_http
 from tests.running import ROOT, RunningService, free_settings
 
 AUTHORITY, STRANGER = trustme.CA(), trustme.CA()
@@ -132,7 +133,7 @@ def test_whoever_trusts_another_authority_goes_away(service: RunningService) -> 
 
 def test_nothing_is_answered_in_plain_text(service: RunningService) -> None:
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"{service.url}/healthz")
+        plain_http.get(f"{service.url}/healthz")
     with grpc.insecure_channel(service.grpc_address) as channel, pytest.raises(grpc.RpcError):
         health(channel)
 
@@ -143,9 +144,9 @@ def test_metrics_stay_plain_on_their_own_port(service: RunningService) -> None:
 
 def test_metrics_may_have_an_address_of_their_own(mutual: RunningService) -> None:
     port = mutual.settings["SAM_METRICS_PORT"]
-    assert httpx.get(f"http://{METRICS_HOST}:{port}/metrics").status_code == 200
+    assert plain_http.get(f"http://{METRICS_HOST}:{port}/metrics").status_code == 200
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"http://127.0.0.1:{port}/metrics")
+        plain_http.get(f"http://127.0.0.1:{port}/metrics")
 
 
 def test_versions_before_tls_1_2_are_refused(service: RunningService) -> None:

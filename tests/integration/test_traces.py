@@ -10,7 +10,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import grpc
-import httpx
 import numpy as np
 import pytest
 
@@ -22,6 +21,7 @@ from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
 from service.tensors import EMBEDDING
 from service.triton import TritonBackend
+from tests import plain_http
 from tests.collector import Collector
 from tests.running import RunningService, free_ports
 
@@ -87,8 +87,8 @@ def headers_of(request_id: str, trace_id: str = TRACE) -> dict[str, str]:
 
 def test_an_http_request_leaves_its_id_one_line_and_a_trace(observed: Observed, cat: bytes) -> None:
     url = f"{observed.service.url}/v1/images/{IMAGE_ID}"
-    uploaded = httpx.put(url, content=cat, headers=headers_of("upload-1", "1" * 32), timeout=60)
-    answer = httpx.post(f"{url}/masks", json=CLICK, headers=headers_of("prompt-1"), timeout=60)
+    uploaded = plain_http.put(url, content=cat, headers=headers_of("upload-1", "1" * 32), timeout=60)
+    answer = plain_http.post(f"{url}/masks", json=CLICK, headers=headers_of("prompt-1"), timeout=60)
     assert (uploaded.headers["x-request-id"], answer.headers["x-request-id"]) == ("upload-1", "prompt-1")
     line = observed.line_of("prompt-1")
     assert {name: line[name] for name in ("transport", "route", "outcome", "status", "tenant", "trace_id")} == {
@@ -107,10 +107,10 @@ def test_an_http_request_leaves_its_id_one_line_and_a_trace(observed: Observed, 
 def test_triton_s_own_spans_are_part_of_the_trace(observed: Observed, cat: bytes) -> None:
     """Below the gateway's; there are none of a trace that is not to be sampled, nor of canaries."""
     url, model = f"{observed.service.url}/v1/images/{IMAGE_ID}-3", "sam_decoder"
-    httpx.put(url, content=cat, headers={"authorization": f"Bearer {KEY}"}, timeout=60).raise_for_status()
+    plain_http.put(url, content=cat, headers={"authorization": f"Bearer {KEY}"}, timeout=60).raise_for_status()
     unsampled = headers_of("prompt-4", "4" * 32) | {"traceparent": f"00-{'4' * 32}-{PARENT}-00"}
     for headers in (unsampled, headers_of("prompt-3", "3" * 32)):
-        httpx.post(f"{url}/masks", json=CLICK, headers=headers, timeout=60).raise_for_status()
+        plain_http.post(f"{url}/masks", json=CLICK, headers=headers, timeout=60).raise_for_status()
     spans = observed.collector.trace("3" * 32, 7)
     assert spans[model].parent_span_id == spans["InferRequest"].span_id
     assert spans["InferRequest"].parent_span_id == spans["POST /v1/images/{image_id}/masks"].span_id
@@ -143,7 +143,7 @@ def check_spans(spans: dict[str, object], name: str, stages: set[str]) -> None:
 
 
 def test_a_refused_call_carries_its_id_too(observed: Observed) -> None:
-    answer = httpx.get(f"{observed.service.url}/v1/model", headers={"x-request-id": "refused-1"})
+    answer = plain_http.get(f"{observed.service.url}/v1/model", headers={"x-request-id": "refused-1"})
     assert (answer.status_code, answer.headers["x-request-id"]) == (401, "refused-1")
     with grpc.insecure_channel(observed.service.grpc_address) as channel, pytest.raises(grpc.RpcError) as caught:
         pb_grpc.SegmentAnythingStub(channel).GetModel(pb.GetModelRequest(), metadata=(("x-request-id", "refused-2"),))
@@ -153,19 +153,19 @@ def test_a_refused_call_carries_its_id_too(observed: Observed) -> None:
 
 @pytest.mark.parametrize("name", ["", "two words", "a" * 129, "<script>", "naïve".encode().decode("latin1")])
 def test_an_id_that_could_be_something_else_is_not_taken(observed: Observed, name: str) -> None:
-    answer = httpx.get(f"{observed.service.url}/healthz", headers={b"x-request-id": name.encode("latin1")})
+    answer = plain_http.get(f"{observed.service.url}/healthz", headers={b"x-request-id": name.encode("latin1")})
     assert answer.headers["x-request-id"] != name
     assert len(answer.headers["x-request-id"]) == 32
 
 
 def test_without_a_traceparent_a_trace_begins_here(observed: Observed) -> None:
-    httpx.get(f"{observed.service.url}/v1/model", headers={"x-request-id": "root-1"})
+    plain_http.get(f"{observed.service.url}/v1/model", headers={"x-request-id": "root-1"})
     trace_id = str(observed.line_of("root-1")["trace_id"])
     assert observed.collector.trace(trace_id, 1)["GET /v1/model"].parent_span_id == b""
 
 
 def test_probes_are_not_told_of_at_info(observed: Observed) -> None:
-    httpx.get(f"{observed.service.url}/readyz", headers={"x-request-id": "probe-1"})
+    plain_http.get(f"{observed.service.url}/readyz", headers={"x-request-id": "probe-1"})
     assert observed.line_of("probe-1")["level"] == "debug"
 
 
@@ -173,11 +173,11 @@ def test_the_log_holds_no_key_and_no_image_id(observed: Observed, cat: bytes) ->
     """Down to the debug level, failures included."""
     url = f"{observed.service.url}/v1/images/{IMAGE_ID}"
     headers = {"authorization": f"Bearer {KEY}"}
-    assert httpx.put(url, content=cat, headers=headers, timeout=60).status_code in (200, 201)
-    assert httpx.put(url, content=cat[:99], headers=headers).status_code == 415
-    assert httpx.get(f"{url}-unknown?key={KEY}", headers=headers).status_code == 404
-    assert httpx.get(url, headers={"authorization": f"Bearer {KEY}x"}).status_code == 401
-    answer = httpx.get(f"{observed.service.url}/{IMAGE_ID}", headers=headers | {"x-request-id": "last"})
+    assert plain_http.put(url, content=cat, headers=headers, timeout=60).status_code in (200, 201)
+    assert plain_http.put(url, content=cat[:99], headers=headers).status_code == 415
+    assert plain_http.get(f"{url}-unknown?key={KEY}", headers=headers).status_code == 404
+    assert plain_http.get(url, headers={"authorization": f"Bearer {KEY}x"}).status_code == 401
+    answer = plain_http.get(f"{observed.service.url}/{IMAGE_ID}", headers=headers | {"x-request-id": "last"})
     assert answer.status_code == 404
     observed.line_of("last")
     assert "QZX" not in observed.log.read_text()

@@ -21,6 +21,7 @@ from service.exposition import FOLDER_VARIABLE
 from service.reports import Report, reports_from
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
+from tests import plain_http
 from tests.running import ROOT, RunningService, descendants_of, free_settings, slowed, sockets_of, stubs_of
 
 CLICK = {"prompts": [{"points": [[50, 50, 1]]}]}
@@ -50,7 +51,7 @@ def connected(workers: list[int], port: int) -> int:
 def one_shot(service: RunningService, photo: bytes) -> httpx.Response:
     """Ask for image and masks in one call, over a connection of its own."""
     files = {"image": ("photo.jpg", photo, "image/jpeg")}
-    return httpx.post(f"{service.url}/v1/masks", files=files, data={"request": json.dumps(CLICK)}, timeout=30)
+    return plain_http.post(f"{service.url}/v1/masks", files=files, data={"request": json.dumps(CLICK)}, timeout=30)
 
 
 def answered(service: RunningService, transport: str) -> float:

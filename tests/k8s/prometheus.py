@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import yaml
 
+from tests import plain_http
 from tests.k8s.rendered import K8S
 from tests.running import RunningService, free_ports
 from tests.system_packages import require
@@ -112,6 +113,6 @@ def running_prometheus(service: RunningService, folder: Path) -> Iterator[Promet
 
 def _answers(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/-/ready").is_success
+        return plain_http.get(f"http://127.0.0.1:{port}/-/ready").is_success
     except httpx.TransportError:
         return False

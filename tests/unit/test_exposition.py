@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import pytest
 
 from service import exposition
+from tests import plain_http
 from tests.running import free_ports
 
 SCRAPE_S = 3.0
@@ -57,4 +57,4 @@ def test_idle_connections_get_few_threads_and_are_ended_soon(port: int) -> None:
             time.sleep(0.05)
             drips = {connection: drip for connection, drip in drips.items() if not is_ended(connection, drip)}
         assert time.monotonic() > start_s + SCRAPE_S
-    assert "python_info" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    assert "python_info" in plain_http.get(f"http://127.0.0.1:{port}/metrics").text
