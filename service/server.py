@@ -32,7 +32,7 @@ from service.settings import Settings
 from service.tls import TlsFiles, tls_files
 from service.tracing import tracer_from_environment
 from service.triton import TritonBackend
-from service.upkeep import keep_adapting, keep_probing, keep_renewing, keep_telling
+from service.upkeep import Telling, keep_adapting, keep_probing, keep_renewing, keep_telling
 
 log = logging.getLogger(__name__)
 
@@ -102,13 +102,14 @@ async def serve(
         http_socket = stack.enter_context(
             bound_socket(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT", reuse_port=True)
         )
+        telling = Telling(segmenter, rpc, metrics)
         upkeep = [
             await stack.enter_async_context(_in_background(work))
             for work in (
                 keep_renewing(cache, segmenter, metrics),
                 keep_adapting(segmenter),
-                keep_probing(segmenter, ready),
-                keep_telling(segmenter, rpc, metrics),
+                keep_probing(segmenter, telling, ready),
+                keep_telling(telling),
             )
         ]
         await _first_of(stop, ready, failing=upkeep, timeout_s=None if open_when_ready else FIRST_CANARY_S)

@@ -20,8 +20,25 @@ PROBE_EVERY_UNREADY_S = 0.2
 TELL_EVERY_S = 0.1
 
 
-async def keep_probing(segmenter: Segmenter, ready: asyncio.Event) -> None:
-    """Send canaries for ever; tell the log what they find, and `ready` the first time."""
+class Telling:
+    """Tells gRPC's health checks and the metrics how the service is, whenever that has changed."""
+
+    def __init__(self, segmenter: Segmenter, rpc: RpcServer, metrics: Metrics) -> None:
+        self._segmenter = segmenter
+        self._rpc = rpc
+        self._metrics = metrics
+        self._was_ready = False
+
+    def tell(self) -> None:
+        """Look, and tell."""
+        self._metrics.model(self._segmenter.model.identity if self._segmenter.model_answers else None)
+        if self._segmenter.ready != self._was_ready:
+            self._was_ready = self._segmenter.ready
+            self._rpc.set_ready(ready=self._was_ready)
+
+
+async def keep_probing(segmenter: Segmenter, telling: Telling, ready: asyncio.Event) -> None:
+    """Send canaries for ever; tell of what they find, the log too, and `ready` the first time."""
     was_ready, told = False, ""
     log.info("model.awaited")
     while True:
@@ -33,6 +50,7 @@ async def keep_probing(segmenter: Segmenter, ready: asyncio.Event) -> None:
             elif error.message != told:
                 log.info("model.awaited %s", error.message)
             told = error.message
+        telling.tell()
         was_ready = segmenter.ready
         if was_ready and not ready.is_set():
             ready.set()
@@ -40,14 +58,10 @@ async def keep_probing(segmenter: Segmenter, ready: asyncio.Event) -> None:
         await asyncio.sleep(PROBE_EVERY_S if was_ready else PROBE_EVERY_UNREADY_S)
 
 
-async def keep_telling(segmenter: Segmenter, rpc: RpcServer, metrics: Metrics) -> None:
-    """Tell gRPC's health checks and the metrics how the service is: requests that fail say so before a canary does."""
-    was_ready = False
+async def keep_telling(telling: Telling) -> None:
+    """Tell how the service is also while a canary is under way: requests that fail say so before it does."""
     while True:
-        metrics.model(segmenter.model.identity if segmenter.model_answers else None)
-        if segmenter.ready != was_ready:
-            was_ready = segmenter.ready
-            rpc.set_ready(ready=was_ready)
+        telling.tell()
         await asyncio.sleep(TELL_EVERY_S)
 
 
