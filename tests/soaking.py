@@ -125,15 +125,19 @@ class Load:
                     self.counts[habit.__name__] += 1
 
     def prompt(self, client: httpx.Client, source: random.Random) -> None:
-        name = f"soak-{source.randrange(IMAGE_IDS)}"
-        answer = client.post(f"/v1/images/{name}/masks", json=CLICK)
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            self.upload(client, source)
-        else:
-            answer.raise_for_status()
+        """Send the image, too, if it is not there, and ask again."""
+        number = source.randrange(IMAGE_IDS)
+        for turn in (1, 2):
+            answer = client.post(f"/v1/images/soak-{number}/masks", json=CLICK)
+            if answer.status_code != httpx.codes.NOT_FOUND or turn == 2:
+                answer.raise_for_status()
+                return
+            self._send(client, number)
 
     def upload(self, client: httpx.Client, source: random.Random) -> None:
-        number = source.randrange(IMAGE_IDS)
+        self._send(client, source.randrange(IMAGE_IDS))
+
+    def _send(self, client: httpx.Client, number: int) -> None:
         client.put(f"/v1/images/soak-{number}", content=self._photos[number]).raise_for_status()
 
     def segment(self, _: httpx.Client, source: random.Random) -> None:
