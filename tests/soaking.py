@@ -43,13 +43,17 @@ class Usage:
 
 
 def usage_of(service: RunningService) -> Usage:
+    """What is used; a Triton that crashed, as the wheel's may under cancels, has nothing until it is started again."""
     workers = service.worker_pids()
     gateway = [service.process.pid, *workers, *(pid for worker in workers for pid in descendants_of(worker))]
-    triton = triton_under(service.process.pid)
+    triton: list[int] = []
+    with suppress(AssertionError, OSError):
+        server = triton_under(service.process.pid)
+        triton = [server, *descendants_of(server)]
     return Usage(
         at_s=time.monotonic(),
         gateway_mib=sum(status_of(pid, "RssAnon") for pid in gateway) / 1024,
-        triton_mib=sum(status_of(pid, "RssAnon") for pid in (triton, *descendants_of(triton))) / 1024,
+        triton_mib=sum(status_of(pid, "RssAnon") for pid in triton) / 1024,
         fds=sum(map(fds_of, gateway)),
         threads=sum(status_of(pid, "Threads") for pid in gateway),
         tasks=int(service.metrics().get("sam_tasks", 0)),

@@ -78,8 +78,11 @@ def test_memory_is_bounded(
     before = at_rest(service)
     load.counts.clear()
     ok, cancelled = ended(service, "ok"), ended(service, "cancelled")
+    triton = service.triton_pid()
     usages, ok_at_last = soak(load, redis, soak_s if full else LOADED_S)
     after = at_rest(service)
+    same = "the same" if service.triton_pid() == triton else "another one: the wheel's crashed, and was started again"
+    report(PROMISE, "the local Triton after the load", same)
     ok, cancelled = ended(service, "ok") - ok, ended(service, "cancelled") - cancelled
     report_growth(report, before, after, usages if full else [])
     calls = ", ".join(f"{count} {habit}" for habit, count in sorted(load.counts.items()))
@@ -139,6 +142,7 @@ def soak(load: Load, redis: RedisServer, seconds: float) -> tuple[list[Usage], C
 def at_rest(service: RunningService) -> Usage:
     """Return what is used once nobody calls; the gauge of tasks is renewed every two seconds."""
     time.sleep(REST_S)
+    service.wait_for("/readyz", 200)
     return usage_of(service)
 
 
