@@ -88,6 +88,7 @@ class TritonProcess:
         self._secret = secret
         self._traces_url = traces_url
         self._process: asyncio.subprocess.Process | None = None
+        self._has_ended = False
         self._logging: asyncio.Task[None] | None = None
         self._folder: OwnFolder | None = None
 
@@ -118,6 +119,7 @@ class TritonProcess:
             start_new_session=True,  # a Ctrl-C is for the gateway, which ends Triton after its own requests
             preexec_fn=_die_with_parent,
         )
+        self._has_ended = False
         self._logging = asyncio.create_task(_log_lines(self._process.stdout))
         return self._process.pid
 
@@ -146,6 +148,7 @@ class TritonProcess:
         if self._process is None:
             raise RuntimeError("not started")
         code = await self._process.wait()
+        self._has_ended = True
         self._kill_group(self._process.pid)  # stubs outlive a server that was killed
         if self._logging is not None:
             await asyncio.wait([self._logging])  # not awaited itself: who is cancelled here must not cancel it
@@ -154,8 +157,11 @@ class TritonProcess:
         return code
 
     def kill(self) -> None:
-        """End the server and its stubs at once."""
-        if self._process is not None and self._process.returncode is None:
+        """End the server and its stubs at once, also stubs that outlive it: as long as they do, `wait` goes on.
+
+        They hold the pipe with its output, and asyncio has a process end only with its pipes.
+        """
+        if self._process is not None and not self._has_ended:
             self._kill_group(self._process.pid)
 
     def _kill_group(self, pid: int) -> None:
