@@ -17,6 +17,7 @@ TARGET = 1.25  # compute times in the server's queue: one, and room for noise
 SLACK_S = 0.002  # below this a queue is noise, not a queue
 LARGEST_DECREASE = 0.5
 LEAST = 4
+ENOUGH = 32  # requests to believe a long queue of: whom others overtake waits long, and several such end together
 FIRST = 12  # too few costs a few seconds of growth under load, too many a queue that all must sit out
 
 
@@ -51,9 +52,12 @@ class AdaptiveLimit:
             return
         queue_s = (spent.queue_s - self._before.queue_s) / requests
         compute_s = (spent.compute_s - self._before.compute_s) / requests
+        is_long = queue_s > TARGET * compute_s + SLACK_S
+        if is_long and requests < ENOUGH:
+            return
         self._before = spent
         wanted, self._wanted = self._wanted, False
-        if queue_s > TARGET * compute_s + SLACK_S:
+        if is_long:
             fitting = (TARGET + 1) * compute_s / (queue_s + compute_s)
             self._limit = max(self._limit * max(fitting, LARGEST_DECREASE), self._least)
         elif wanted:

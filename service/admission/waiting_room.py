@@ -26,6 +26,38 @@ class _Tenant:
     waiting: deque["asyncio.Future[Permit]"] = field(default_factory=deque)
 
 
+@dataclass(slots=True)
+class _Held:
+    """Permits that are held, and how long they are."""
+
+    count: int = 0
+    began_s: float = 0.0  # sum of the times at which they were given
+    smoothed_s: float = 0.0  # how long those that were given back had been held
+
+    def give(self, now_s: float) -> None:
+        """Note one more."""
+        self.count += 1
+        self.began_s += now_s
+
+    def take_back(self, began_s: float, now_s: float) -> None:
+        """Note that one has ended that began then."""
+        self.count -= 1
+        self.began_s -= began_s
+        took_s = now_s - began_s
+        smoothing = SMOOTHING_UP if took_s > self.smoothed_s else SMOOTHING_DOWN
+        self.smoothed_s += (took_s - self.smoothed_s) * smoothing if self.smoothed_s else took_s
+
+    def ends_per_s(self, now_s: float) -> float:
+        """Return how often one ends: by Little's law, as many as are held, in the time for which one is.
+
+        When the model hangs, none ends, and it shows in the age of those that are held.
+        """
+        if not self.count:
+            return 0.0
+        hold_s = max(self.smoothed_s, now_s - self.began_s / self.count)
+        return self.count / hold_s if hold_s else math.inf
+
+
 @dataclass(frozen=True, slots=True)
 class Permit:
     """When it was given, and whether others go first where the request waits next: its tenant had its share."""
@@ -41,40 +73,36 @@ class WaitingRoom:
         self.limit = AdaptiveLimit(most)
         self._places = places
         self.tenants = 1  # that ask lately, to share between
-        self.held = 0
         self.waiting = 0
         self.refused = False  # any, since the limit was last adapted
-        self._beyond = 0  # of those held, by tenants that had their share
+        # Those beyond their tenant's share are overtaken, and held for far longer.
+        self._within, self._beyond = _Held(), _Held()
         self._tenants: dict[str, _Tenant] = {}  # in the order of their turns
-        self._hold_s = 0.0  # how long a permit is held, smoothed
-        self._began_s = 0.0  # sum of the times at which the held permits were given
+
+    @property
+    def held(self) -> int:
+        """How many are at work."""
+        return self._within.count + self._beyond.count
 
     def fits(self, tenant: str, limit: int) -> bool:
         """Whether one more of `tenant` may go to work now."""
-        is_within = self._is_within_share(tenant, limit)
-        return self.held < self.limit.most and self.held - (self._beyond if is_within else 0) < limit
+        counted = self._within.count if self._is_within_share(tenant, limit) else self.held
+        return self.held < self.limit.most and counted < limit
 
     def take(self, tenant: str, now_s: float, limit: int) -> Permit:
         """Note that `tenant` has one more at work; among equals, its next turn comes last."""
         permit = Permit(now_s, others_go_first=not self._is_within_share(tenant, limit))
-        self._beyond += permit.others_go_first
+        (self._beyond if permit.others_go_first else self._within).give(now_s)
         books = self._tenants.pop(tenant, None) or _Tenant()
         self._tenants[tenant] = books
         books.held += 1
-        self.held += 1
-        self._began_s += now_s
         return permit
 
     def give_back(self, tenant: str, permit: Permit, now_s: float) -> None:
         """Note that the work of `tenant` that had `permit` has ended."""
         books = self._tenants[tenant]
         books.held -= 1
-        self.held -= 1
-        self._beyond -= permit.others_go_first
-        self._began_s -= permit.began_s
-        took_s = now_s - permit.began_s
-        smoothing = SMOOTHING_UP if took_s > self._hold_s else SMOOTHING_DOWN
-        self._hold_s += (took_s - self._hold_s) * smoothing if self._hold_s else took_s
+        (self._beyond if permit.others_go_first else self._within).take_back(permit.began_s, now_s)
         self._forget_if_gone(tenant, books)
 
     def line_up(self, tenant: str) -> "asyncio.Future[Permit]":
@@ -109,19 +137,24 @@ class WaitingRoom:
         return None
 
     def wait_s(self, tenant: str, now_s: float, limit: int) -> float:
-        """Return how long one more request of `tenant` would wait: its place in line, by how often permits get free.
+        """Return how long one more request of `tenant` would wait that does not fit, by how often permits get free.
 
-        Before a tenant gets its n-th permit, every other one that waits gets as many, if it wants them. By Little's law
-        `limit` permits held for h seconds each get free every h / limit; when the model hangs, no permit gets free, and
-        it shows in the age of those that are held.
+        Before a tenant gets its n-th permit, every other one that waits gets as many, if it wants them. Who is within
+        its share waits only for permits of its like.
         """
-        mean_age_s = now_s - self._began_s / self.held if self.held else 0.0
         mine = self._tenants.get(tenant) or _Tenant()
         ahead, level = len(mine.waiting), mine.held + len(mine.waiting) + 1
         for other in self._tenants.values():
             if other is not mine:
                 ahead += min(len(other.waiting), max(0, level - other.held))
-        return (ahead + 1) * max(self._hold_s, mean_age_s) / limit
+        is_within = self._is_within_share(tenant, limit)
+        ends_per_s = self._within.ends_per_s(now_s)
+        if is_within and self._within.count >= limit:
+            ahead += self._within.count - limit
+        else:
+            ends_per_s += self._beyond.ends_per_s(now_s)
+            ahead += 0 if is_within else max(0, self.held - limit)
+        return (ahead + 1) / ends_per_s if ends_per_s else 0.0
 
     def is_full_for(self, tenant: str) -> bool:
         """Whether as many of `tenant` wait as may, the places being shared by all tenants there.
@@ -129,7 +162,7 @@ class WaitingRoom:
         Until it is known how long a permit is held, no more may wait than may work.
         """
         mine = self._tenants.get(tenant)
-        places = self._places if self._hold_s else min(self._places, self.limit.value)
+        places = self._places if self._within.smoothed_s else min(self._places, self.limit.value)
         return mine is not None and len(mine.waiting) * len(self._tenants) >= places
 
     def _is_within_share(self, tenant: str, limit: int) -> bool:

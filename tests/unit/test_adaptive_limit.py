@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.admission.adaptive_limit import FIRST, LEAST, AdaptiveLimit
+from service.admission.adaptive_limit import ENOUGH, FIRST, LEAST, AdaptiveLimit
 from service.admission.contract import Spent
 
 
@@ -48,11 +48,11 @@ def test_raw_latency_does_not_move_it() -> None:
 def test_it_does_not_grow_for_nobody() -> None:
     limit = AdaptiveLimit(64)
     limit.adapt(Spent(0, 0.0, 0.0), 0.0, wanting=False)
-    limit.adapt(Spent(10, 50.0, 10.0), 1.0, wanting=False)
+    limit.adapt(Spent(40, 200.0, 40.0), 1.0, wanting=False)
     shrunk = limit.value
     assert shrunk < FIRST
     for step in range(2, 50):
-        limit.adapt(Spent(10 * step, 50.0, 10.0 * step), 10.0 * step, wanting=False)
+        limit.adapt(Spent(40 * step, 200.0, 40.0 * step), 10.0 * step, wanting=False)
     assert limit.value == shrunk
 
 
@@ -69,12 +69,25 @@ def test_what_was_wanted_before_anything_could_be_measured_is_remembered_once() 
 def test_the_effect_of_a_change_is_awaited_before_the_next() -> None:
     limit = AdaptiveLimit(64)
     limit.adapt(Spent(0, 0.0, 0.0), 0.0, wanting=True)
-    limit.adapt(Spent(10, 50.0, 10.0), 1.0, wanting=True)
+    limit.adapt(Spent(40, 200.0, 40.0), 1.0, wanting=True)
     shrunk = limit.value
-    limit.adapt(Spent(20, 100.0, 20.0), 6.9, wanting=True)  # 5 s in the queue and 1 s at work: these came before
+    limit.adapt(Spent(80, 400.0, 80.0), 6.9, wanting=True)  # 5 s in the queue and 1 s at work: these came before
     assert limit.value == shrunk < FIRST
-    limit.adapt(Spent(30, 150.0, 30.0), 7.1, wanting=True)
+    limit.adapt(Spent(120, 600.0, 120.0), 7.1, wanting=True)
     assert limit.value < shrunk
+
+
+def test_a_few_that_waited_long_are_no_long_queue() -> None:
+    """Some are overtaken for seconds and then end together; over more requests they do not weigh much."""
+    limit = AdaptiveLimit(64)
+    limit.adapt(Spent(0, 0.0, 0.0), 0.0, wanting=False)
+    limit.adapt(Spent(4, 20.0, 4.0), 1.0, wanting=False)
+    limit.adapt(Spent(ENOUGH, 20.0, ENOUGH), 2.0, wanting=False)
+    assert limit.value == FIRST
+    limit.adapt(Spent(2 * ENOUGH - 1, 1000.0, 2 * ENOUGH), 20.0, wanting=False)
+    assert limit.value == FIRST
+    limit.adapt(Spent(2 * ENOUGH, 1000.0, 2 * ENOUGH), 21.0, wanting=False)
+    assert limit.value < FIRST
 
 
 def test_a_server_that_began_anew_is_no_measurement() -> None:

@@ -279,6 +279,54 @@ def test_who_would_wait_too_long_is_refused_at_once_and_told_for_how_long() -> N
     run(scenario)
 
 
+def test_how_long_others_overtake_a_greedy_tenant_is_not_expected_of_those_within_their_share() -> None:
+    async def scenario() -> None:
+        clock, tenants = Clock(), ("greedy", "ann", "ben", "cy")
+        permits = Permits(40, max_wait_s=1.0, active_tenants=lambda: len(tenants), clock=clock)
+        permits.adapt({Lane.PROMPT: Spent(0, 0.0, 0.0)})  # the limit is 12 now, a share three
+        crowd = Crowd(permits)
+        tasks = [crowd.come("greedy") for _ in range(12)]
+        await settle()
+        clock.now_s += 0.4
+        for leave in crowd.leave[:3]:
+            leave.set()
+        await asyncio.gather(*tasks[:3])
+        clock.now_s += 100
+        await crowd.end(tasks)
+        assert crowd.behind == [False] * 3 + [True] * 9
+        tasks = [crowd.come(tenant) for tenant in tenants for _ in range(3)]
+        await settle()
+        assert not any(crowd.behind[12:])
+        tasks.append(crowd.come("ann"))  # a twelfth of 0.4 s is what it may expect
+        await settle()
+        assert not tasks[-1].done()
+        clock.now_s += 20  # nothing ends any more
+        with pytest.raises(OverloadedError) as caught:
+            await crowd.come("ben")
+        assert caught.value.retry_after_s == pytest.approx(2 * 20 / 12)
+        await crowd.end(tasks)
+
+    run(scenario)
+
+
+def test_when_fewer_may_be_at_work_than_are_newcomers_wait_for_all_that_are_too_many() -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        permits = Permits(40, clock=clock)
+        permits.adapt({Lane.PROMPT: Spent(0, 0.0, 0.0)})  # the limit is 12 now
+        crowd = Crowd(permits)
+        tasks = [crowd.come() for _ in range(12)]
+        await settle()
+        permits.adapt({Lane.PROMPT: Spent(40, 200.0, 40.0)})  # and now 6
+        clock.now_s += 4
+        with pytest.raises(OverloadedError) as caught:
+            await crowd.come()
+        assert caught.value.retry_after_s == pytest.approx(7 * 4 / 12)
+        await crowd.end(tasks)
+
+    run(scenario)
+
+
 def test_when_nothing_ends_any_more_newcomers_are_refused_sooner_and_sooner() -> None:
     async def scenario() -> None:
         clock = Clock()
@@ -303,8 +351,8 @@ def test_when_all_are_refused_because_work_takes_long_more_are_let_in_as_long_as
         crowd = Crowd(permits)
         permits.adapt({Lane.PROMPT: Spent(0, 0.0, 0.0)})
         clock.now_s += 1
-        permits.adapt({Lane.PROMPT: Spent(10, 50.0, 10.0)})
-        limits, requests = [], 10
+        permits.adapt({Lane.PROMPT: Spent(40, 200.0, 40.0)})
+        limits, requests = [], 40
         for _ in range(12):
             tasks = []
             permits.tell()
@@ -315,13 +363,13 @@ def test_when_all_are_refused_because_work_takes_long_more_are_let_in_as_long_as
             clock.now_s += 60  # a permit is held for so long that nobody may wait for one
             with pytest.raises(OverloadedError):
                 await crowd.come()
-            permits.adapt({Lane.PROMPT: Spent(requests, 50.0, 1.0 * requests)})  # before any has ended
+            permits.adapt({Lane.PROMPT: Spent(requests, 200.0, 1.0 * requests)})  # before any has ended
             await crowd.end(tasks)
             requests += len(tasks)
             clock.now_s += 60
-            permits.adapt({Lane.PROMPT: Spent(requests, 50.0, 1.0 * requests)})
+            permits.adapt({Lane.PROMPT: Spent(requests, 200.0, 1.0 * requests)})
         assert limits == list(range(limits[0], limits[0] + 12))
-        permits.adapt({Lane.PROMPT: Spent(requests + 1, 50.0, 1.0 * requests + 1)})  # nobody was refused since
+        permits.adapt({Lane.PROMPT: Spent(requests + 1, 200.0, 1.0 * requests + 1)})  # nobody was refused since
         permits.tell()
         assert watching.lanes[Lane.PROMPT] == (0, 0, limits[-1] + 1)
 
