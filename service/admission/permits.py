@@ -45,8 +45,8 @@ class Permits:
     ) -> None:
         encodes = max(1, max_concurrency // ENCODE_PART)
         self._rooms = {
-            Lane.PROMPT: WaitingRoom(max(1, max_concurrency - encodes), max_concurrency),
-            Lane.ENCODE: WaitingRoom(encodes, max_concurrency),
+            Lane.PROMPT: WaitingRoom(max(1, max_concurrency - encodes), max_concurrency, overtaken=True),
+            Lane.ENCODE: WaitingRoom(encodes, max_concurrency, overtaken=False),
         }
         self._max_wait_s = max_wait_s
         self._max_bytes = max_bytes

@@ -5,8 +5,8 @@ equally many, however many requests each sends and however long each takes: equa
 what a deficit round robin reaches with a cost per request that nobody knows beforehand.
 
 What a tenant has at work beyond its share, since nobody else wanted it, others do not wait for here: who is within its
-share finds room as if it were not there. The model server then lets others' prompts go first; its encoder serves who
-comes first.
+share finds room as if it were not there. The model server then lets others' prompts go first. Its encoder serves who
+comes first, and others have to sit out what is beyond shares there: it is kept to a part of what may be at work.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from service.admission.adaptive_limit import AdaptiveLimit
 
 LEAST_SHARE = 2  # two requests at once are no greed, however many tenants there are
+NOT_OVERTAKEN_PART = 1 / 3  # of the limit, for work beyond shares that nobody overtakes
 SMOOTHING_UP, SMOOTHING_DOWN = 1 / 4, 1 / 16  # slower work must be noticed before the room is full of it
 
 
@@ -67,10 +68,14 @@ class Permit:
 
 
 class WaitingRoom:
-    """The requests of one lane: at most `most` at work, `places` waiting. It only keeps books; for one event loop."""
+    """The requests of one lane: at most `most` at work, `places` waiting. It only keeps books; for one event loop.
 
-    def __init__(self, most: int, places: int) -> None:
+    `overtaken` says that in the model server, too, others go before what is beyond its tenant's share.
+    """
+
+    def __init__(self, most: int, places: int, *, overtaken: bool) -> None:
         self.limit = AdaptiveLimit(most)
+        self._overtaken = overtaken
         self._places = places
         self.tenants = 1  # that ask lately, to share between
         self.waiting = 0
@@ -86,8 +91,11 @@ class WaitingRoom:
 
     def fits(self, tenant: str, limit: int) -> bool:
         """Whether one more of `tenant` may go to work now."""
-        counted = self._within.count if self._is_within_share(tenant, limit) else self.held
-        return self.held < self.limit.most and counted < limit
+        if self.held >= self.limit.most:
+            return False
+        if self._is_within_share(tenant, limit):
+            return self._within.count < limit
+        return self.held < (limit if self._overtaken else max(1, int(limit * NOT_OVERTAKEN_PART)))
 
     def take(self, tenant: str, now_s: float, limit: int) -> Permit:
         """Note that `tenant` has one more at work; among equals, its next turn comes last."""
@@ -147,13 +155,9 @@ class WaitingRoom:
         for other in self._tenants.values():
             if other is not mine:
                 ahead += min(len(other.waiting), max(0, level - other.held))
-        is_within = self._is_within_share(tenant, limit)
-        ends_per_s = self._within.ends_per_s(now_s)
-        if is_within and self._within.count >= limit:
-            ahead += self._within.count - limit
-        else:
-            ends_per_s += self._beyond.ends_per_s(now_s)
-            ahead += 0 if is_within else max(0, self.held - limit)
+        in_the_way = (self._within,) if self._is_within_share(tenant, limit) else (self._within, self._beyond)
+        ahead += max(0, sum(held.count for held in in_the_way) - limit)
+        ends_per_s = sum(held.ends_per_s(now_s) for held in in_the_way)
         return (ahead + 1) / ends_per_s if ends_per_s else 0.0
 
     def is_full_for(self, tenant: str) -> bool:

@@ -202,6 +202,28 @@ def test_what_a_tenant_has_beyond_its_share_is_overtaken_and_keeps_nobody_waitin
     run(scenario)
 
 
+def test_where_nobody_is_overtaken_a_third_of_what_may_be_at_work_is_beyond_a_share_at_most() -> None:
+    async def scenario() -> None:
+        tenants = 1
+        permits = Permits(48, active_tenants=lambda: tenants)  # twelve for encodes
+        crowd = Crowd(permits)
+        tasks = [crowd.come("greedy", Lane.ENCODE) for _ in range(13)]
+        await settle()
+        assert crowd.order == ["greedy"] * 12  # alone it has them all
+        await crowd.end(tasks)
+        tenants = 4
+        crowd = Crowd(permits)
+        tasks = [crowd.come("greedy", Lane.ENCODE) for _ in range(7)]
+        await settle()
+        assert crowd.order == ["greedy"] * 4
+        tasks += [crowd.come(tenant, Lane.ENCODE) for tenant in "ab" for _ in range(3)]
+        await settle()
+        assert crowd.order == ["greedy"] * 4 + list("aaabbb")
+        await crowd.end(tasks)
+
+    run(scenario)
+
+
 def test_a_lone_tenant_s_requests_keep_their_order() -> None:
     async def scenario() -> None:
         crowd = Crowd(Permits(12))
