@@ -17,7 +17,9 @@ TARGET = 1.25  # compute times in the server's queue: one, and room for noise
 SLACK_S = 0.002  # below this a queue is noise, not a queue
 LARGEST_DECREASE = 0.5
 LEAST = 4
-ENOUGH = 32  # requests to believe a long queue of: whom others overtake waits long, and several such end together
+# A queue is believed to be long of so many requests, or after so long: a few that others overtook may end together, and
+# so may a batch; a slow model takes too long for more.
+ENOUGH, ENOUGH_S = 32, 10.0
 FIRST = 12  # too few costs a few seconds of growth under load, too many a queue that all must sit out
 
 
@@ -29,6 +31,7 @@ class AdaptiveLimit:
         self._least = min(LEAST, most)
         self._limit = float(most)
         self._before: Spent | None = None
+        self._before_s = 0.0
         self._settled_s = 0.0
         self._wanted = False  # since the last measurement
 
@@ -44,18 +47,21 @@ class AdaptiveLimit:
         """
         self._wanted |= wanting
         if self._before is None or spent.requests < self._before.requests:  # the first, or of a server that began anew
-            self._before = spent
+            self._before, self._before_s = spent, now_s
             self._limit = min(self._limit, FIRST)
             return
         requests = spent.requests - self._before.requests
-        if requests == 0 or now_s < self._settled_s:
+        if requests == 0:
+            self._before_s = now_s
+            return
+        if now_s < self._settled_s:
             return
         queue_s = (spent.queue_s - self._before.queue_s) / requests
         compute_s = (spent.compute_s - self._before.compute_s) / requests
         is_long = queue_s > TARGET * compute_s + SLACK_S
-        if is_long and requests < ENOUGH:
+        if is_long and requests < ENOUGH and now_s < self._before_s + ENOUGH_S:
             return
-        self._before = spent
+        self._before, self._before_s = spent, now_s
         wanted, self._wanted = self._wanted, False
         if is_long:
             fitting = (TARGET + 1) * compute_s / (queue_s + compute_s)

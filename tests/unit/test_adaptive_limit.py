@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.admission.adaptive_limit import ENOUGH, FIRST, LEAST, AdaptiveLimit
+from service.admission.adaptive_limit import ENOUGH, ENOUGH_S, FIRST, LEAST, AdaptiveLimit
 from service.admission.contract import Spent
 
 
@@ -84,9 +84,19 @@ def test_a_few_that_waited_long_are_no_long_queue() -> None:
     limit.adapt(Spent(4, 20.0, 4.0), 1.0, wanting=False)
     limit.adapt(Spent(ENOUGH, 20.0, ENOUGH), 2.0, wanting=False)
     assert limit.value == FIRST
-    limit.adapt(Spent(2 * ENOUGH - 1, 1000.0, 2 * ENOUGH), 20.0, wanting=False)
+    limit.adapt(Spent(2 * ENOUGH - 1, 1000.0, 2 * ENOUGH), 3.0, wanting=False)
     assert limit.value == FIRST
-    limit.adapt(Spent(2 * ENOUGH, 1000.0, 2 * ENOUGH), 21.0, wanting=False)
+    limit.adapt(Spent(2 * ENOUGH, 1000.0, 2 * ENOUGH), 4.0, wanting=False)
+    assert limit.value < FIRST
+
+
+def test_a_slow_server_s_long_queue_is_believed_of_a_few() -> None:
+    limit = AdaptiveLimit(64)
+    limit.adapt(Spent(0, 0.0, 0.0), 0.0, wanting=False)
+    limit.adapt(Spent(0, 0.0, 0.0), 50.0, wanting=False)
+    limit.adapt(Spent(2, 20.0, 5.0), 55.0, wanting=False)
+    assert limit.value == FIRST
+    limit.adapt(Spent(4, 40.0, 10.0), 50.0 + ENOUGH_S, wanting=False)
     assert limit.value < FIRST
 
 
