@@ -17,8 +17,8 @@ TARGET = 1.25  # compute times in the server's queue: one, and room for noise
 SLACK_S = 0.002  # below this a queue is noise, not a queue
 LARGEST_DECREASE = 0.5
 LEAST = 4
-# A queue is believed to be long of so many requests, or after so long: a few that others overtook may end together, and
-# so may a batch; a slow model takes too long for more.
+# A long queue is believed after so many requests, or, where they are fewer, after so long: one batch, or a few that
+# others overtook, end together and prove nothing.
 ENOUGH, ENOUGH_S = 32, 10.0
 FIRST = 12  # too few costs a few seconds of growth under load, too many a queue that all must sit out
 

@@ -6,7 +6,7 @@ what a deficit round robin reaches with a cost per request that nobody knows bef
 
 What a tenant has at work beyond its share, since nobody else wanted it, others do not wait for here: who is within its
 share finds room as if it were not there. The model server then lets others' prompts go first. Its encoder serves who
-comes first, and others have to sit out what is beyond shares there: it is kept to a part of what may be at work.
+comes first, and others would have to sit it out: there a tenant gets more than its share only while few are at work.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from service.admission.adaptive_limit import AdaptiveLimit
 
 LEAST_SHARE = 2  # two requests at once are no greed, however many tenants there are
-NOT_OVERTAKEN_PART = 1 / 3  # of the limit, for work beyond shares that nobody overtakes
+FEW = 3  # are at work when it is less than one of so many that may be: a batch for the encoder, and little to sit out
 SMOOTHING_UP, SMOOTHING_DOWN = 1 / 4, 1 / 16  # slower work must be noticed before the room is full of it
 
 
@@ -95,7 +95,7 @@ class WaitingRoom:
             return False
         if self._is_within_share(tenant, limit):
             return self._within.count < limit
-        return self.held < (limit if self._overtaken else max(1, int(limit * NOT_OVERTAKEN_PART)))
+        return self.held < (limit if self._overtaken else max(1, limit // FEW))
 
     def take(self, tenant: str, now_s: float, limit: int) -> Permit:
         """Note that `tenant` has one more at work; among equals, its next turn comes last."""
@@ -148,15 +148,24 @@ class WaitingRoom:
         """Return how long one more request of `tenant` would wait that does not fit, by how often permits get free.
 
         Before a tenant gets its n-th permit, every other one that waits gets as many, if it wants them. Who is within
-        its share waits only for permits of its like.
+        its share waits only for permits of its like, unless there are as many of all kinds as there may be.
+
+        Where nobody is overtaken this is too little for who is beyond its share, who may have to wait until one of its
+        own ends. But enough for that would have tenants refused whose few requests come together.
         """
         mine = self._tenants.get(tenant) or _Tenant()
         ahead, level = len(mine.waiting), mine.held + len(mine.waiting) + 1
         for other in self._tenants.values():
             if other is not mine:
                 ahead += min(len(other.waiting), max(0, level - other.held))
-        in_the_way = (self._within,) if self._is_within_share(tenant, limit) else (self._within, self._beyond)
-        ahead += max(0, sum(held.count for held in in_the_way) - limit)
+        within, everything = [self._within], [self._within, self._beyond]
+        if not self._is_within_share(tenant, limit):
+            in_the_way, room = everything, limit
+        elif self.held < self.limit.most:
+            in_the_way, room = within, limit
+        else:
+            in_the_way, room = everything, self.limit.most
+        ahead += max(0, sum(held.count for held in in_the_way) - room)
         ends_per_s = sum(held.ends_per_s(now_s) for held in in_the_way)
         return (ahead + 1) / ends_per_s if ends_per_s else 0.0
 

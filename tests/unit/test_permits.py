@@ -202,7 +202,7 @@ def test_what_a_tenant_has_beyond_its_share_is_overtaken_and_keeps_nobody_waitin
     run(scenario)
 
 
-def test_where_nobody_is_overtaken_a_third_of_what_may_be_at_work_is_beyond_a_share_at_most() -> None:
+def test_where_nobody_is_overtaken_a_tenant_gets_more_than_its_share_only_while_few_are_at_work() -> None:
     async def scenario() -> None:
         tenants = 1
         permits = Permits(48, active_tenants=lambda: tenants)  # twelve for encodes
@@ -316,16 +316,40 @@ def test_how_long_others_overtake_a_greedy_tenant_is_not_expected_of_those_withi
         clock.now_s += 100
         await crowd.end(tasks)
         assert crowd.behind == [False] * 3 + [True] * 9
-        tasks = [crowd.come(tenant) for tenant in tenants for _ in range(3)]
+        tasks = [crowd.come("greedy") for _ in range(12)]
         await settle()
-        assert not any(crowd.behind[12:])
-        tasks.append(crowd.come("ann"))  # a twelfth of 0.4 s is what it may expect
+        tasks += [crowd.come(tenant) for tenant in tenants[1:] for _ in range(3)]
         await settle()
+        assert crowd.behind[12:] == [False] * 3 + [True] * 9 + [False] * 9
+        tasks.append(crowd.come("ann"))  # a twelfth of 0.4 s is what it may expect: still fewer than the greedy one has
+        await settle()
+        assert len(crowd.order) == 33
         assert not tasks[-1].done()
         clock.now_s += 20  # nothing ends any more
         with pytest.raises(OverloadedError) as caught:
             await crowd.come("ben")
         assert caught.value.retry_after_s == pytest.approx(2 * 20 / 12)
+        await crowd.end(tasks)
+
+    run(scenario)
+
+
+def test_when_nothing_ends_and_what_is_at_work_is_beyond_a_share_newcomers_are_refused_too() -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        crowd = Crowd(Permits(8, max_wait_s=1.0, active_tenants=lambda: 4, clock=clock))  # six for prompts
+        tasks = [crowd.come("greedy") for _ in range(6)]
+        await settle()
+        assert crowd.behind == [False] * 2 + [True] * 4
+        for leave in crowd.leave[:2]:
+            leave.set()
+        tasks += [crowd.come("greedy") for _ in range(2)]
+        await settle()
+        assert crowd.behind[6:] == [True] * 2
+        clock.now_s += 30
+        with pytest.raises(OverloadedError) as caught:
+            await crowd.come("ann")
+        assert caught.value.retry_after_s == pytest.approx(30 / 6)
         await crowd.end(tasks)
 
     run(scenario)
