@@ -1,4 +1,5 @@
-# Two commands do everything: `make serve` and `make test`. All they install goes into .venv.
+# Two commands do everything: `make serve` and `make test`. All they install goes into .venv, but for what tests need of
+# the system (tests/system_packages.py), which root gets by apt-get.
 PYTHON ?= python3
 BIN := .venv/bin
 PYTRITON := nvidia-pytriton==0.7.0

@@ -6,7 +6,7 @@ repository="${1:-/models}"
 [ "$#" -gt 0 ] && shift
 python3 -m export.check_engines "$repository"
 # Loopback only: the gateway is in the same pod. No HTTP: its parser is one more thing to attack. Client shared memory is
-# how embeddings get from the encoder to the decoder without a message; Triton has it off by default since 26.04. The
+# how embeddings get from the encoder to the decoder without a message; Triton has it off by default from 2.69 on. The
 # gateway pings (service/triton_link.py), to find a server that stands still: without these three flags Triton takes that
 # for an attack and closes connections with healthy calls on them. With SAM_TRITON_SECRET, the gateway's, Triton does what
 # could read or change memory and models only for who knows it.

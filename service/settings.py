@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         ge=1,
         le=64,
         description="Processes that share the HTTP and gRPC ports; by default one per core but one, 2 to 8. "
-        "More when the gateway, not the model, is the limit (3 to 5 ms of a core per prompt); fewer to save memory.",
+        "More when the gateway, not the model, is the limit (1.2 to 2.5 ms of a core a prompt); fewer to save memory.",
     )
     grpc_connection_age_s: float = Field(
         default=300.0,
@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     cache_ttl_s: float = Field(
         default=0.0,
         ge=0,
-        description="Drop embeddings this long after they were made; 0 keeps them while there is room.",
+        description="Answer from embeddings for so long after they were made, or fetched from Redis; 0: while there.",
     )
     redis_url: SecretStr = Field(
         default=SecretStr(""),

@@ -17,7 +17,7 @@ from service.client.conversations import Answer, Call, Pause, Steps
 from service.client.failures import error_from_rpc
 from service.client.masks import Mask, Record
 from service.client.picture import ImageSource, ModelFacts, Picture, data_from_source
-from service.client.policy import Policy
+from service.client.policy import MAX_ATTEMPTS, Policy
 from service.client.prompts import EverythingParameters, Options, Progress, Prompt
 
 
@@ -32,7 +32,7 @@ class AsyncSegmentClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         tls: Tls | None = None,
         channels: int = 2,
-        max_attempts: int = 5,
+        max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
         self.policy = Policy(timeout_s, max_attempts)
         self._target = Target(target, api_key, tls, channels)

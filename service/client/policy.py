@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from service.errors import SegmentError
 
+MAX_ATTEMPTS = 10  # with their pauses they outlast a restart: some ten seconds
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 5.0
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from service.client import SegmentClient, Tls
 from service.client.blocking import DEFAULT_TARGET
 
+ATTEMPTS = 5  # of each call: who mistypes --target shall hear of it within two seconds
+
 
 def connection_options(timeout_s: float = 30.0) -> argparse.ArgumentParser:
     """Return the options that every command with a service behind it takes; `timeout_s` is the default of its own."""
@@ -36,7 +38,7 @@ def connection_options(timeout_s: float = 30.0) -> argparse.ArgumentParser:
     return parser
 
 
-def connect(arguments: argparse.Namespace, *, max_attempts: int = 5) -> SegmentClient:
+def connect(arguments: argparse.Namespace, *, max_attempts: int = ATTEMPTS) -> SegmentClient:
     """Return a client as the options say."""
     tls = None
     if arguments.tls or arguments.tls_ca:

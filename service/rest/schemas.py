@@ -181,8 +181,11 @@ class ResultBody(BaseModel):
 class TimingsBody(BaseModel):
     """Milliseconds that the request spent in each stage."""
 
-    queue: float = Field(description="Waiting for admission and looking into the cache.")
-    encode: float = Field(description="Decoding the image and running the encoder; 0 when the embedding was cached.")
+    queue: float = Field(description="Waiting for admission; for prompts without an image, looking into the cache too.")
+    encode: float = Field(
+        description="What a request with an image spent until its embedding was there: hashing, looking into the cache "
+        "and, if it was not cached, decoding the image and running the encoder. 0 for prompts without an image."
+    )
     decode: float = Field(description="Running the prompt decoder.")
     masks: float = Field(description="Turning logits into masks.")
     total: float = Field(description="All of it, from the request's admission to its answer.")
@@ -212,7 +215,9 @@ class ImageBody(BaseModel):
 class EmbedAnswer(ImageBody):
     """A cached image, and what caching it took."""
 
-    cache: CacheLevel = Field(description="memory: these bytes were cached already; miss: the encoder ran.")
+    cache: CacheLevel = Field(
+        description="memory: these bytes were cached already; redis: another replica had them; miss: the encoder ran."
+    )
     timings_ms: TimingsBody = Field(description=TIMINGS)
 
 

@@ -1,13 +1,14 @@
 """What the client does next, decided without a network: retries, and the second upload of a picture."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.client import UnreachableError
+from service.client import SegmentClient, UnreachableError
 from service.client.conversations import Call, Conversation, Pause, Steps, delete, embed, everything, segment
 from service.client.picture import Picture
 from service.client.policy import MAX_BACKOFF_S, Policy
@@ -69,6 +70,16 @@ def driven(steps: Steps[Any], replies: list[Any], clock: Clock | None = None) ->
 def answer() -> pb.SegmentResponse:
     image = pb.Image(size=pb.Size(height=3, width=4))
     return pb.SegmentResponse(image=image, results=[pb.Result(masks=[pb.Mask(rle_counts=b"<")])])
+
+
+def test_the_client_s_own_patience_outlasts_a_restart_and_ends_before_its_timeout() -> None:
+    policy, waited_s = replace(SegmentClient().policy, chance=lambda: 0.5), 0.0
+    for attempts in range(1, 100):
+        wait_s = policy.wait_s(UnreachableError("nobody is there"), attempts, policy.timeout_s - waited_s)
+        if wait_s is None:
+            break
+        waited_s += wait_s
+    assert 8 <= waited_s < policy.timeout_s
 
 
 def test_what_says_when_to_come_back_is_asked_again_then_and_not_before() -> None:
