@@ -19,4 +19,4 @@ class Lives:
 
     def delay_s(self) -> float:
         """Return how long to wait before the next start: longer the more often it died young."""
-        return min(FIRST_BACKOFF_S * 2 ** (self.short - 1), MAX_BACKOFF_S) if self.short else 0.0
+        return min(FIRST_BACKOFF_S * 2.0 ** min(self.short - 1, 32), MAX_BACKOFF_S) if self.short else 0.0

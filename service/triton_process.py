@@ -148,8 +148,9 @@ class TritonProcess:
         if self._process is None:
             raise RuntimeError("not started")
         code = await self._process.wait()
-        self._has_ended = True
-        self._kill_group(self._process.pid)  # stubs outlive a server that was killed
+        if not self._has_ended:  # later the pid may be another's
+            self._has_ended = True
+            self._kill_group(self._process.pid)  # stubs outlive a server that was killed
         if self._logging is not None:
             await asyncio.wait([self._logging])  # not awaited itself: who is cancelled here must not cancel it
         if self._folder is not None:

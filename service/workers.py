@@ -45,7 +45,7 @@ STOP_MARGIN_S = 5.0
 
 
 async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[], None]) -> None:
-    """Run the workers, and Triton if `embedded`, until SIGTERM or SIGINT; then drain.
+    """Run the workers, and Triton if `embedded`, until SIGTERM, SIGINT or the terminal's end (SIGHUP); then drain.
 
     `on_ready` is called once, when the first canary came through.
 
@@ -54,7 +54,8 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
             not.
     """
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    hang_up = set() if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else {signal.SIGHUP}  # ignored under nohup
+    for number in {signal.SIGINT, signal.SIGTERM} | hang_up:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     tls_files(settings)  # here, where a mistake is told once, not by each worker
     async with AsyncExitStack() as stack:

@@ -17,7 +17,7 @@ from service.client.masks import Mask, Record, masks_from_pb, record_from_pb
 from service.client.picture import ModelFacts, Picture, facts_from_pb, picture_from_pb
 from service.client.policy import Policy
 from service.client.prompts import EverythingParameters, Options, Progress, Prompt, everything_request, segment_request
-from service.errors import ImageNotCachedError, SegmentError
+from service.errors import DigestMismatchError, ImageNotCachedError, SegmentError
 from service.image import digest_of
 from service.rpc.pb import segment_anything_pb2 as pb
 
@@ -102,7 +102,16 @@ def everything(policy: Policy, picture: Picture, parameters: EverythingParameter
     conversation, request = Conversation(policy), everything_request(picture.image_id, parameters)
     if not request.crop_n_layers:
         return (yield from conversation.call_on(picture, "SegmentEverything", request, streams=True))
-    request.image = picture.data  # crops are encoded from the bytes, and missed only when the stream has begun
+    # Crops are encoded from the bytes, and missed only when the stream has begun. The bytes must not replace what
+    # somebody else has uploaded under this id since; `if_match` would refuse them also where nothing is cached.
+    try:
+        kept = yield from conversation.call("GetImage", pb.GetImageRequest(image_id=picture.image_id), picture.image_id)
+    except ImageNotCachedError:
+        pass
+    else:
+        if kept.image.digest != picture.digest:
+            raise DigestMismatchError("another image was uploaded under this id", field="if_match")
+    request.image = picture.data
     return (yield from conversation.call("SegmentEverything", request, picture.image_id, streams=True))
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from service.cache.arena import usage_of
+from service.cache.database import IndexUnavailableError
 from service.cache.files import find_files
 from service.cache.index import Entry, Index, Limits
 from service.commands.command import CommandError, Commands, add_command, positive
@@ -97,6 +98,7 @@ def remove_entry(arguments: argparse.Namespace) -> None:
             raise CommandError(f"several tenants have an image {image_id} ({tenants}): name one with --tenant")
         if not found or not cache.index.delete(found[0].key):
             raise CommandError(f"no image {image_id} is cached in {arguments.arena}")
+        cache.index.delete_parts(found[0].tenant, image_id)
     print(
         f"forgotten on this machine: {image_id} of {found[0].tenant}\n"
         "A second level (SAM_REDIS_URL) may still hold it and bring it back: "
@@ -137,9 +139,9 @@ def open_cache(name: str) -> Iterator[OpenCache]:
             yield OpenCache(name, index, usage_of(name).capacity_bytes // max(index.slots, 1))
         finally:
             index.close()
-    except (sqlite3.DatabaseError, OSError) as error:
+    except (sqlite3.DatabaseError, IndexUnavailableError, OSError) as error:
         raise CommandError(
-            f"the cache {name} cannot be read ({error}): it may be another user's, of another version, or about to go"
+            f"the cache {name} cannot be read ({error}): it may be busy, another user's, of another version, or going"
         ) from error
 
 

@@ -11,6 +11,7 @@ from service.commands.command import Commands, add_command, natural, picture_pat
 from service.commands.connection import connect, connection_options
 from service.commands.outputs import write_json, write_picture
 from service.commands.progress import Bar
+from service.rle import binary_from_rle_counts
 
 EXAMPLES = """sam everything photo.jpg -o records.json
 sam everything photo.jpg -o records.json --overlay overlay.png --points-per-side 16"""
@@ -67,7 +68,7 @@ def segment_everything(arguments: argparse.Namespace) -> None:
         canvas = Canvas(image.picture.data)
         largest_first = sorted(records, key=lambda record: -record.area)
         for record, colour in zip(largest_first, colours(len(records)), strict=True):
-            canvas.fill(record.array, colour)
+            canvas.fill(binary_from_rle_counts(record.counts, record.size), colour)  # `array` would keep them all
         write_picture(arguments.overlay, canvas.picture())
 
 

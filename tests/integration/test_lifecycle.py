@@ -31,6 +31,12 @@ def test_the_printed_curl_lines_work_when_pasted_and_ctrl_c_leaves_nothing() -> 
         service.process.wait(30)
 
 
+def test_the_end_of_its_terminal_ends_it_like_ctrl_c() -> None:
+    with RunningService.start() as service:
+        os.killpg(service.process.pid, signal.SIGHUP)
+        assert service.process.wait(30) == 0
+
+
 @pytest.mark.parametrize("setting", [*PORTS, "SAM_TRITON_URL"])
 def test_a_taken_port_gives_a_sentence_that_names_the_setting(setting: str) -> None:
     settings = free_settings()

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -123,6 +124,24 @@ def test_rm_forgets_the_image_and_says_what_may_remember_it(arena: str, capsys: 
     assert "second level" in said
     assert not has(arena, "shop", "cat")
     assert has(arena, "shop", "dog")
+
+
+def test_rm_forgets_the_image_s_crops_too(arena: str) -> None:
+    put(arena, ("shop", "cat"), ("shop", "cat#0,0,1,1"), ("lab", "cat#0,0,1,1"))
+    assert run_command(["cache", "rm", "cat", "--tenant", "shop", "--arena", arena]) == 0
+    assert not has(arena, "shop", "cat#0,0,1,1")
+    assert has(arena, "lab", "cat#0,0,1,1")
+
+
+def test_rm_of_a_busy_cache_fails_with_a_sentence(arena: str, capsys: pytest.CaptureFixture[str]) -> None:
+    put(arena, ("shop", "cat"))
+    busy = sqlite3.connect(files_of(arena).index, isolation_level=None)
+    busy.execute("BEGIN IMMEDIATE")
+    assert run_command(["cache", "rm", "cat", "--arena", arena]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+    busy.execute("ROLLBACK")
+    busy.close()
+    assert has(arena, "shop", "cat")
 
 
 def test_rm_leaves_the_other_tenant_s_image_of_the_same_id(arena: str) -> None:

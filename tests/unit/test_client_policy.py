@@ -80,6 +80,7 @@ def test_the_client_s_own_patience_outlasts_a_restart_and_ends_before_its_timeou
             break
         waited_s += wait_s
     assert 8 <= waited_s < policy.timeout_s
+    assert (replace(policy, max_attempts=10_000).wait_s(UnreachableError("nobody"), 5_000, 60.0) or 0) > 0
 
 
 def test_what_says_when_to_come_back_is_asked_again_then_and_not_before() -> None:
@@ -153,11 +154,25 @@ def test_everything_with_crops_brings_the_bytes_that_crops_are_made_of(
     parameters: EverythingParameters, *, has_bytes: bool
 ) -> None:
     event = pb.SegmentEverythingResponse()
-    calls, _, result = driven(everything(POLICY, PICTURE, parameters), [overloaded(), (event, None)])
+    looked: list[Any] = [ImageNotCachedError("gone")] if has_bytes else []
+    replies = [*looked, overloaded(), (event, None)]
+    calls, _, result = driven(everything(POLICY, PICTURE, parameters), replies)
+    calls = calls[len(looked) :]
     assert [(call.method, call.streams) for call in calls] == [("SegmentEverything", True)] * 2
     assert calls[0].request.HasField("image") is has_bytes
     assert calls[0].request.HasField("if_match") is not has_bytes
     assert result == (event, None)
+
+
+@pytest.mark.parametrize(("digest", "is_another"), [("sha256:00", False), ("sha256:11", True)])
+def test_everything_with_crops_replaces_no_image_that_somebody_else_uploaded_since(
+    digest: str, *, is_another: bool
+) -> None:
+    kept = pb.GetImageResponse(image=pb.Image(digest=digest))
+    event = pb.SegmentEverythingResponse()
+    calls, _, result = driven(everything(POLICY, PICTURE, {"crop_n_layers": 1}), [kept, (event, None)])
+    assert [call.method for call in calls] == ["GetImage", "SegmentEverything"][: 1 if is_another else 2]
+    assert isinstance(result, DigestMismatchError) is is_another
 
 
 def test_every_call_about_an_image_names_it_for_load_balancers() -> None:

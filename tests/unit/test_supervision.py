@@ -27,7 +27,7 @@ def test_a_process_that_keeps_dying_young_is_restarted_ever_more_slowly_up_to_a_
     assert delays[0] == 0
     assert delays == sorted(delays)
     assert delays[1] < 1
-    assert delays[-1] == MAX_BACKOFF_S
+    assert delays[-1] == MAX_BACKOFF_S == Lives(1_000_000).delay_s()
 
 
 def test_a_reserved_port_is_shared_by_sockets_that_ask_for_it_and_refused_to_others() -> None:
