@@ -20,6 +20,7 @@ from service.cache.contract import CachedImage
 from service.call import CURRENT
 from service.errors import InvalidPromptError
 from service.everything import Crop, Parameters, crops_of, grids_of
+from service.mask_threads import MaskThreads
 from service.prompt import Point, Prompt, PromptBatch, batches_from_prompts
 from service.records import (
     Record,
@@ -44,11 +45,15 @@ OnProgress = Callable[[Progress], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What a generation works with: `find_crop` gives a crop's embedding, `decode` the decoder's answer about it."""
+    """What a generation works with.
+
+    `find_crop` gives a crop's embedding, `decode` the decoder's answer about it; masks are made in `threads`.
+    """
 
     find_crop: Callable[[Crop], Awaitable[CachedImage]]
     decode: Callable[[CachedImage, PromptBatch], Awaitable[DecoderOutput]]
     on_progress: OnProgress
+    threads: MaskThreads
 
 
 class Generation:
@@ -89,11 +94,11 @@ class Generation:
             image = await self._means.find_crop(crop)
             before = len(self._found)
             await self._search(image, crop)
-            of_crop = await asyncio.to_thread(without_duplicates_in_crop, self._found[before:], self._parameters)
+            of_crop = await self._means.threads.run(without_duplicates_in_crop, self._found[before:], self._parameters)
             self._found[before:] = of_crop
             self._nbytes = sum(len(record.counts) for record in self._found)
         if len(self._crops) > 1:
-            self._found = await asyncio.to_thread(without_duplicates_between_crops, self._found, self._parameters)
+            self._found = await self._means.threads.run(without_duplicates_between_crops, self._found, self._parameters)
         if self._parameters.min_mask_region_area > 0:
             await self._clean()
         self._watch.lap("masks")
@@ -108,7 +113,7 @@ class Generation:
                 candidates = candidates_from_output(output.low_res_masks, output.iou_scores, points, self._parameters)
                 for step in self._steps(len(candidates)):
                     self._add(
-                        await asyncio.to_thread(
+                        await self._means.threads.run(
                             records_from_candidates, candidates[step], crop, frame, self._size, self._parameters
                         )
                     )
@@ -157,8 +162,8 @@ class Generation:
         """Let small regions go, and with them what is a duplicate then."""
         clean: list[Record] = []
         for step in self._steps(len(self._found)):
-            clean += await asyncio.to_thread(self._without_small_regions, self._found[step])
-        self._found = await asyncio.to_thread(without_new_duplicates, self._found, clean, self._parameters)
+            clean += await self._means.threads.run(self._without_small_regions, self._found[step])
+        self._found = await self._means.threads.run(without_new_duplicates, self._found, clean, self._parameters)
 
     def _without_small_regions(self, records: Sequence[Record]) -> list[Record]:
         return [without_small_regions(record, self._size, self._parameters.min_mask_region_area) for record in records]

@@ -35,6 +35,7 @@ from service.image import Decoder, ImageLimits
 from service.image_header import read_header
 from service.images import Found, Images
 from service.mask import Mask, check_output, chosen_candidates, is_quick, masks_from_logits
+from service.mask_threads import MaskThreads
 from service.model_health import ModelHealth, Observer, Unobserved
 from service.preconditions import check_image_id, check_match, not_cached
 from service.prompt import PromptBatch, batches_from_prompts, check_prompts
@@ -57,6 +58,7 @@ class Segmenter:
         on_done: Receives the record of every answered request.
         observer: Told what becomes of the model.
         canaries: What is known of other workers'.
+        mask_threads: How many masks of large pictures are made at once.
     """
 
     def __init__(  # noqa: PLR0913 - what it is composed of, by name
@@ -73,6 +75,7 @@ class Segmenter:
         observer: Observer | None = None,
         canaries: Canaries | None = None,
         rates: Rates | None = None,
+        mask_threads: int = 2,
     ) -> None:
         self.limits = limits
         self.gate = Gate(permits, rates, max_deadline_s)
@@ -81,6 +84,7 @@ class Segmenter:
         self._guard = Guard(backend, self._health, observer or Unobserved())
         self._cache = cache
         self._on_done = on_done
+        self._mask_threads = MaskThreads(mask_threads)
         self._images = Images(
             cache=cache,
             decoder=decoder,
@@ -240,14 +244,13 @@ class Segmenter:
                 is_ambiguous = request.prompts[place].is_ambiguous
                 chosen = chosen_candidates(scores, multimask=request.multimask, is_ambiguous=is_ambiguous)
                 # One prompt at a time, so that deadlines and cancellation hold: nothing of this can be interrupted.
+                work = (logits, scores, chosen, frame, request.output)
                 if is_quick(frame, len(chosen), request.output):
                     if results:
                         await asyncio.sleep(0)
-                    results[place] = masks_from_logits(logits, scores, chosen, frame, request.output)
+                    results[place] = masks_from_logits(*work)
                 else:
-                    results[place] = await asyncio.to_thread(
-                        masks_from_logits, logits, scores, chosen, frame, request.output
-                    )
+                    results[place] = await self._mask_threads.run(masks_from_logits, *work)
             watch.lap("masks")
         timings = self._done(watch, level, len(request.prompts))
         in_order = tuple(results[place] for place in range(len(request.prompts)))
@@ -284,7 +287,7 @@ class Segmenter:
                 self._cache.touch(used)
             return await self._decode(image, batch, watch)
 
-        means = Means(find_crop, decode, on_progress)
+        means = Means(find_crop, decode, on_progress, self._mask_threads)
         generation = Generation(request.parameters, whole.size, self.model.geometry.input_size, means, watch)
         records = await generation.run()
         level = CacheLevel.MISS if CacheLevel.MISS in levels else level

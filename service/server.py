@@ -206,6 +206,7 @@ def _segmenter(  # noqa: PLR0913 - what it is composed of
         on_done=observer.answered,
         observer=observer.metrics,
         canaries=canaries,
+        mask_threads=settings.decode_processes,
     )
 
 

@@ -171,7 +171,8 @@ class Settings(BaseSettings):
         ge=1,
         le=64,
         description="Processes of each worker that decode images, one at a time each; by default as many as give each "
-        "core one. More when uploads of large photographs wait for each other; 8 to 16 MB each, and the picture's own.",
+        "core one. More when uploads of large photographs wait for each other; 8 to 16 MB each, and the picture's own. "
+        "As many threads of the worker make masks of large pictures.",
     )
     default_deadline_s: float = Field(
         default=30.0,

@@ -32,9 +32,23 @@ def test_the_printed_curl_lines_work_when_pasted_and_ctrl_c_leaves_nothing() -> 
 
 
 def test_the_end_of_its_terminal_ends_it_like_ctrl_c() -> None:
-    with RunningService.start() as service:
-        os.killpg(service.process.pid, signal.SIGHUP)
-        assert service.process.wait(30) == 0
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is inherited, and ignored where these tests run under nohup
+    try:
+        with RunningService.start() as service:
+            os.killpg(service.process.pid, signal.SIGHUP)
+            assert service.process.wait(30) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_under_nohup_it_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with RunningService.start() as service:
+            os.killpg(service.process.pid, signal.SIGHUP)
+            plain_http.get(f"{service.url}/readyz").raise_for_status()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("setting", [*PORTS, "SAM_TRITON_URL"])
