@@ -32,7 +32,7 @@ def test_the_printed_curl_lines_work_when_pasted_and_ctrl_c_leaves_nothing() -> 
 
 
 def test_the_end_of_its_terminal_ends_it_like_ctrl_c() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is inherited, and ignored where these tests run under nohup
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # inherited, and ignored where tests run under nohup
     try:
         with RunningService.start() as service:
             os.killpg(service.process.pid, signal.SIGHUP)
