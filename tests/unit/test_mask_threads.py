@@ -1,13 +1,16 @@
 """Masks of large pictures are made by a few threads: no more at once, and nothing for those who left meanwhile."""
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
 
 from service import segmenter
 from service.answers import ImageRef, SegmentRequest
+from service.call import CURRENT, call_from_headers, note_tenant
 from service.mask import Mask, MaskFormat, MaskOutput, masks_from_logits
 from service.mask_threads import MaskThreads
 from service.prompt import Point, Prompt
@@ -48,6 +51,49 @@ def test_no_more_are_at_work_than_there_are_threads_though_their_callers_left() 
         gate.open.set()
         await last
         assert (gate.begun, gate.most) == (3, 2)
+
+    asyncio.run(scenario())
+
+
+def test_of_those_who_left_while_they_waited_nothing_is_kept() -> None:
+    """Their logits are large, and a picture of 64 megapixels has a thread for seconds."""
+
+    async def scenario() -> None:
+        threads, gate, logits = MaskThreads(1), Gate(), np.zeros(9)
+        first = asyncio.create_task(threads.run(gate))
+        left = [asyncio.create_task(threads.run(np.sum, logits)) for _ in range(20)]
+        await asyncio.sleep(0)
+        kept = weakref.ref(logits)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        del left, task, logits
+        await asyncio.sleep(0)
+        gc.collect()
+        assert kept() is None
+        gate.open.set()
+        await first
+        assert await threads.run(abs, -1) == 1
+
+    asyncio.run(scenario())
+
+
+def test_each_tenant_that_waits_gets_a_thread_before_any_gets_its_next() -> None:
+    async def scenario() -> None:
+        threads, gate, order = MaskThreads(1), Gate(), list[str]()
+
+        async def come(tenant: str) -> None:
+            CURRENT.set(call_from_headers("http", {}))
+            note_tenant(tenant)
+            await threads.run(order.append, tenant)
+
+        first = asyncio.create_task(threads.run(gate))
+        await asyncio.sleep(0)
+        tasks = [asyncio.create_task(come(tenant)) for tenant in "aaab"]
+        await asyncio.sleep(0)
+        gate.open.set()
+        await asyncio.gather(first, *tasks)
+        assert order == list("abaa")
 
     asyncio.run(scenario())
 
