@@ -15,7 +15,7 @@ from service.auth import Authoriser, parse_api_keys
 from service.backend import Backend
 from service.cache.embeddings import EmbeddingCache
 from service.cache.index import Limits
-from service.cache.redis import RedisLevel
+from service.cache.redis import TTL_JITTER, RedisLevel
 from service.cache.room import LATE_WRITE_S
 from service.canaries import Canaries
 from service.decoding import DecodePool
@@ -143,11 +143,15 @@ async def _second_level(settings: Settings, metrics: Metrics) -> AsyncIterator[R
         yield None
         return
     secret = settings.cache_secret.get_secret_value().encode()
-    level = RedisLevel(url, secret=secret, ttl_s=settings.cache_ttl_s or REDIS_TTL_S, observer=metrics)
+    level = RedisLevel(url, secret=secret, ttl_s=_redis_ttl_s(settings), observer=metrics)
     try:
         yield level
     finally:
         await level.close()
+
+
+def _redis_ttl_s(settings: Settings) -> float:
+    return settings.cache_ttl_s or REDIS_TTL_S
 
 
 def _cache(settings: Settings, metrics: Metrics, store: RedisLevel | None) -> EmbeddingCache:
@@ -156,6 +160,7 @@ def _cache(settings: Settings, metrics: Metrics, store: RedisLevel | None) -> Em
         lease_s=min(settings.default_deadline_s, MAX_LEASE_S),
         ttl_s=settings.cache_ttl_s,
         tenant_share=settings.tenant_cache_share,
+        keeps_s=_redis_ttl_s(settings) * (1 + TTL_JITTER),
     )
     return EmbeddingCache(
         name=settings.arena_name,

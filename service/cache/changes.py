@@ -3,6 +3,9 @@
 A worker changes an image in the index at once and in the second level a little later, in the background. Meanwhile
 another worker must not fetch from there what was replaced or deleted, and a write that was overtaken by a change of
 another worker must not be made. So every change has a number, noted in the transaction that makes it.
+
+Of some changes the second level never learns: it was away for long, or the worker died. It is not believed of their
+keys for as long as it may keep an older record, and should those be too many to know, not of any key unknown here.
 """
 
 import sqlite3
@@ -12,23 +15,37 @@ from time import monotonic
 
 from service.cache.database import IndexUnavailableError, read_row, transaction
 
-MAX_CHANGES = 16_384  # the last so many are known, at some hundred bytes each
+# The last so many are known, at some hundred bytes each; of those that the second level may not know, more.
+MAX_CHANGES, MAX_UNTOLD = 16_384, 262_144
 # After the second level was told, an older write of another worker may still be on its way there, for as long as a
 # write may take; that worker puts it right afterwards.
 SETTLE_S = 2.0
 
 
 class Changes:
-    """The last changes of an index, in its `database`. For one thread."""
+    """The last changes of an index, in its `database`; the second level keeps a record for `keeps_s` at most.
 
-    def __init__(self, database: sqlite3.Connection) -> None:
+    For one thread.
+    """
+
+    def __init__(self, database: sqlite3.Connection, keeps_s: float) -> None:
         self._database = database
+        self._keeps_s = keeps_s
 
     def note(self, key: bytes) -> int:
         """Return the number of a new change of `key`; for use in the transaction that makes the change."""
-        number = self._database.execute("INSERT OR REPLACE INTO changes (key) VALUES (?)", (key,)).lastrowid or 0
-        self._database.execute("DELETE FROM changes WHERE number <= ?", (number - MAX_CHANGES,))
+        insert = "INSERT OR REPLACE INTO changes (key, noted_s) VALUES (?, ?)"
+        number = self._database.execute(insert, (key, monotonic())).lastrowid or 0
+        self._database.execute("DELETE FROM changes WHERE number <= ? AND told_s IS NOT NULL", (number - MAX_CHANGES,))
+        self._forget_untold(number - MAX_UNTOLD)
         return number
+
+    def _forget_untold(self, last: int) -> None:
+        """Forget the changes up to that number; what the second level has of keys unknown here may be older."""
+        (noted_s,) = self._database.execute("SELECT max(noted_s) FROM changes WHERE number <= ?", (last,)).fetchone()
+        if noted_s is not None:
+            self._database.execute("DELETE FROM changes WHERE number <= ?", (last,))
+            self._database.execute("UPDATE forgotten SET until_s = max(until_s, ?)", (noted_s + self._keeps_s,))
 
     def number(self, key: bytes) -> int:
         """Return the number of the last change of `key`, 0 if none is known.
@@ -45,11 +62,13 @@ class Changes:
         Raises:
             IndexUnavailableError: it cannot be read.
         """
-        row = read_row(self._database, "SELECT number, told_s FROM changes WHERE key = ?", (key,))
-        if not row:
-            return 0
-        number, told_s = row
-        return int(number) if told_s is not None and told_s + SETTLE_S <= monotonic() else None
+        row = read_row(self._database, "SELECT number, told_s, noted_s FROM changes WHERE key = ?", (key,))
+        if row:
+            number, told_s, noted_s = row
+            settled_s = noted_s + self._keeps_s if told_s is None else told_s + SETTLE_S
+        else:
+            number, settled_s = 0, read_row(self._database, "SELECT until_s FROM forgotten", ())[0]
+        return int(number) if settled_s <= monotonic() else None
 
     def told(self, key: bytes, number: int) -> bool:
         """Note that the second level knows of a change; return False when that is not the last one of its key.

@@ -70,7 +70,7 @@ class Index:
         self.limits = limits
         self.owner = this_process()
         self._database = opened(path)
-        self.changes = Changes(self._database)
+        self.changes = Changes(self._database, limits.keeps_s)
         try:
             (self.slots,) = self._database.execute("SELECT count(*) FROM slots").fetchone()
         except BaseException:

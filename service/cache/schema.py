@@ -6,7 +6,7 @@ from pathlib import Path
 
 from service.cache.database import opened
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 SCHEMA = """
 CREATE TABLE slots (
     slot INTEGER PRIMARY KEY,
@@ -31,8 +31,12 @@ CREATE TABLE claims (
 CREATE TABLE changes (                     -- the last ones
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     key BLOB NOT NULL UNIQUE,
+    noted_s REAL NOT NULL,
     told_s REAL                            -- when the second level knew; NULL: it may not
 );
+CREATE INDEX changes_told ON changes (number) WHERE told_s IS NOT NULL;
+CREATE TABLE forgotten (until_s REAL NOT NULL);  -- so long the second level may not know of a change that is not there
+INSERT INTO forgotten VALUES (0);
 """
 
 

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -406,14 +407,53 @@ def test_the_second_level_is_believed_a_while_after_it_was_told_of_a_key_s_last_
     assert index.changes.settled_number(key("b")) == 0
 
 
-def test_changes_are_numbered_once_and_bounded(open_index: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_are_numbered_once_and_those_that_were_told_bounded(
+    open_index: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(changes, "MAX_CHANGES", 5)
-    index = open_index()
-    numbers = [index.delete_noted(key(str(turn % 9)))[1] for turn in range(30)]
+    index, numbers = open_index(), list[int]()
+    for turn in range(30):
+        numbers.append(index.delete_noted(key(str(turn % 9)))[1])
+        index.changes.told(key(str(turn % 9)), numbers[-1])
     assert numbers == sorted(set(numbers))
     assert index._database.execute("SELECT count(*) FROM changes").fetchone() == (5,)
     assert open_index().changes.number(key("2")) == numbers[-1]
-    assert open_index().changes.number(key("6")) == 0
+    assert open_index().changes.number(key("5")) == 0
+    assert index.changes.settled_number(key("5")) == 0
+
+
+def test_what_the_second_level_never_learned_of_is_known_for_as_long_as_it_may_have_an_older_record(
+    open_index: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(changes, "MAX_CHANGES", 5)
+    monkeypatch.setattr(changes, "monotonic", lambda: now_s)
+    index = open_index(replace(LIMITS, keeps_s=100.0))
+    _, untold = index.delete_noted(key("a"))
+    for turn in range(30):
+        index.changes.told(key(str(turn)), index.delete_noted(key(str(turn)))[1])
+    assert open_index(replace(LIMITS, keeps_s=100.0)).changes.settled_number(key("a")) is None
+    now_s += 100
+    assert index.changes.settled_number(key("a")) == untold
+
+
+def test_when_too_many_changes_were_never_told_no_unknown_key_is_believed_as_long_as_records_are_kept(
+    open_index: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(changes, "MAX_UNTOLD", 20)
+    monkeypatch.setattr(changes, "monotonic", lambda: now_s)
+    index = open_index(replace(LIMITS, keeps_s=100.0))
+    for turn in range(20):
+        index.delete_noted(key(str(turn)))
+    assert index.changes.settled_number(key("unknown")) == 0
+    now_s += 50
+    index.delete_noted(key("one more"))
+    assert index._database.execute("SELECT count(*) FROM changes").fetchone() == (20,)
+    assert open_index(replace(LIMITS, keeps_s=100.0)).changes.settled_number(key("0")) is None
+    assert index.changes.settled_number(key("unknown")) is None
+    now_s += 50  # a hundred since the forgotten one was noted
+    assert index.changes.settled_number(key("0")) == 0
 
 
 def test_when_an_eighth_of_the_slots_rests_after_encodes_that_were_given_up_no_more_are_risked(tmp_path: Path) -> None:
