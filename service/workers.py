@@ -15,7 +15,7 @@ from time import monotonic
 
 from service.admission.rates import shared_buckets
 from service.auth import Authoriser, parse_api_keys
-from service.cache.files import discard_arenas
+from service.cache.files import discard_arenas, owning
 from service.canaries import shared_canaries
 from service.errors import StartError
 from service.exposition import (
@@ -50,8 +50,8 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
     `on_ready` is called once, when the first canary came through.
 
     Raises:
-        StartError: a port is taken, TLS files cannot be used, no worker can start, or (embedded) the local Triton does
-            not.
+        StartError: a port is taken or another gateway has the cache, TLS files cannot be used, no worker can start, or
+            (embedded) the local Triton does not.
     """
     stop = asyncio.Event()
     hang_up = set() if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else {signal.SIGHUP}  # ignored under nohup
@@ -61,6 +61,7 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
     async with AsyncExitStack() as stack:
         stack.enter_context(reserved_port(settings.host, settings.http_port, "HTTP", "SAM_HTTP_PORT"))
         stack.enter_context(reserved_port(settings.host, settings.grpc_port, "gRPC", "SAM_GRPC_PORT"))
+        stack.enter_context(owning(settings.arena_name))
         folder = stack.enter_context(metrics_folder())
         answers = Answers()
         secret = settings.triton_secret.get_secret_value() or (secrets.token_urlsafe(32) if embedded else "")

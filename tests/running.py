@@ -240,6 +240,8 @@ class RunningService:
             code = running.stop()
             if (not embedded or code < 0) and not keep_cache:  # the cache outlives a gateway on purpose
                 discard_arenas(running.arena_name)
+            if code < 0:  # it could not take back its claim to the cache, which the next gateway just takes over
+                (SHM / f"{running.arena_name}.owner").unlink(missing_ok=True)
             if process.stdout:
                 process.stdout.close()
             left = [pid for pid in children if is_running(pid)]

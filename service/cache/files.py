@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
@@ -45,7 +45,8 @@ def find_files(name: str) -> Files | None:
 def discard_arenas(name: str) -> None:
     """Remove every arena of `name` and what belongs to it; for a service whose cache need not outlive it."""
     for file in SHM.glob(f"{name}.*"):
-        file.unlink(missing_ok=True)
+        if file != _owner_file(name):
+            file.unlink(missing_ok=True)
 
 
 def is_ours(files: Files) -> bool:
@@ -55,12 +56,34 @@ def is_ours(files: Files) -> bool:
 
 
 @contextmanager
+def owning(name: str) -> Iterator[None]:
+    """Be the one gateway with arenas of `name`, of all that share /dev/shm: two would discard each other's.
+
+    Raises:
+        StartError: another one is.
+    """
+    file = _owner_file(name)
+    descriptor, is_held = _lock_file(file), False
+    try:
+        with suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_held = os.path.samestat(file.stat(), os.fstat(descriptor))  # and not one that was removed meanwhile
+        if not is_held:
+            raise StartError(
+                f"another gateway has the cache {name} in {SHM}; set another SAM_HTTP_PORT, or do not share {SHM}"
+            )
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def locked(file: Path) -> Iterator[None]:
     """Hold the lock that keeps workers from making the same arena twice."""
-    try:
-        descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise StartError(f"{file} is another user's; remove it, or use another SAM_HTTP_PORT") from error
+    descriptor = _lock_file(file)
     try:
         deadline_s = monotonic() + LOCK_S
         while True:
@@ -74,3 +97,14 @@ def locked(file: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _owner_file(name: str) -> Path:
+    return SHM / f"{name}.owner"
+
+
+def _lock_file(file: Path) -> int:
+    try:
+        return os.open(file, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StartError(f"{file} is another user's; remove it, or use another SAM_HTTP_PORT") from error

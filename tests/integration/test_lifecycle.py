@@ -71,6 +71,17 @@ def test_a_taken_port_gives_a_sentence_that_names_the_setting(setting: str) -> N
     assert f"set {setting} to a free port" in ended.stderr.splitlines()[-1]
 
 
+def test_a_gateway_that_would_discard_another_one_s_cache_does_not_start(service: RunningService) -> None:
+    """As two containers that share /dev/shm and not the network would: on the same port, which is free for both."""
+    command, settings = [sys.executable, "-m", "service"], {**service.settings, "SAM_HOST": "127.0.0.2"}
+    environment = {**os.environ, **settings}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert f"another gateway has the cache sam-{settings['SAM_HTTP_PORT']}" in ended.stderr.splitlines()[-1]
+    assert list(SHM.glob(f"sam-{settings['SAM_HTTP_PORT']}.*.arena"))
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
