@@ -60,7 +60,7 @@ def as_told(samples: Samples) -> None:
 def test_at_ten_times_the_capacity_goodput_stays_and_refusals_come_at_once(
     slow: RunningService, transport: str, report: Report, *, full: bool
 ) -> None:
-    rounds, seconds = (4, 10.0) if full else (1, 2.5)
+    rounds, seconds = (4, 10.0) if full else (1, 6.0)  # at least until the queue is believed to be long
     peak_rate, over_rate, cpu_s, over = 0.0, 0.0, 0.0, Samples(load(slow, transport, OVERLOAD * CAPACITY, seconds))
     for _ in range(rounds):  # in turns, so that whatever else this machine does meets both alike
         if full:
@@ -83,9 +83,8 @@ def test_at_ten_times_the_capacity_goodput_stays_and_refusals_come_at_once(
     assert over.quantile_s(0.5, "overloaded") < over.quantile_s(0.5, OK)
     limit = slow.metrics()['sam_requests_in_flight_limit{lane="prompt"}']
     figure = "at 10x: the limit follows the queue"
-    followed = limit < FIRST if full else limit <= FIRST  # below where it begins, when there was time
-    report(PROMISE, figure, f"{limit:.0f} at once, of {MOST_AT_ONCE} ({transport})", kept=followed)
-    assert followed
+    report(PROMISE, figure, f"{limit:.0f} at once, of {MOST_AT_ONCE} ({transport})", kept=limit < FIRST)
+    assert limit < FIRST  # where it begins
     if not full:
         return
     part, p99_ms = over_rate / peak_rate, 1000 * over.quantile_s(0.99, "overloaded")
