@@ -27,6 +27,7 @@ from service.exposition import (
     serving_metrics,
 )
 from service.lives import Lives
+from service.orphans import keep_collecting
 from service.ports import reserved_port
 from service.reports import reports_from
 from service.settings import Settings
@@ -78,7 +79,7 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
         running = await stack.enter_async_context(
             workers.running(settings.drain_delay_s + settings.drain_s + STOP_MARGIN_S)
         )
-        await _first_of(stop.wait(), running, keeping)
+        await _first_of(stop.wait(), running, keeping, keep_collecting())
 
 
 @dataclass(slots=True)

@@ -96,6 +96,7 @@ def run_command(stage: Stage, tree: Path, settings: dict[str, str]) -> list[str]
         "--cap-drop",
         "ALL",
         "--unshare-pid",
+        "--as-pid-1",
         "--new-session",
     ]
     return [

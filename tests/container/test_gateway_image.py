@@ -5,6 +5,8 @@ beside it a Triton, with which it shares /dev/shm as a pod's containers do.
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ import pytest
 from service.triton_link import ServerOptions
 from tests import plain_http
 from tests.container.dockerfile import Stage, build, inside, read_stages, run_command
-from tests.running import ROOT, START_S, free_settings, triton_alone
+from tests.running import ROOT, START_S, descendants_of, free_settings, triton_alone
 from tests.system_packages import require
 
 VENV = Path("/opt/sam")
@@ -80,6 +82,28 @@ def test_the_image_segments_a_photograph(gateway: str, coffee: bytes) -> None:
     ).json()
     assert answer["cache"] == "memory"
     assert answer["results"][0]["masks"][0]["area"] > 0
+
+
+def test_orphans_of_a_worker_that_died_do_not_stay(gateway: str) -> None:
+    """They are left to the container's first process, which is the gateway: nobody else could collect them."""
+    (supervisor,) = [pid for pid in descendants_of(os.getpid()) if command_of(pid)[1:3] == ["-m", "service"]]
+    worker = next(pid for pid in descendants_of(supervisor) if "service.worker" in command_of(pid))
+    orphans = descendants_of(worker)
+    assert orphans
+    os.kill(worker, signal.SIGKILL)
+    deadline = time.monotonic() + START_S
+    while left := [pid for pid in orphans if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, f"{left} stay"
+        time.sleep(0.1)
+    while plain_http.get(f"{gateway}/readyz").status_code != 200:
+        assert time.monotonic() < deadline, "the worker was not replaced"
+
+
+def command_of(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
 
 
 def test_the_health_check_says_so(gateway: str, stages: dict[str, Stage], tree: Path) -> None:
