@@ -19,4 +19,7 @@ class Lives:
 
     def delay_s(self) -> float:
         """Return how long to wait before the next start: longer the more often it died young."""
-        return min(FIRST_BACKOFF_S * 2.0 ** min(self.short - 1, 32), MAX_BACKOFF_S) if self.short else 0.0
+        if not self.short:
+            return 0.0
+        # Long before 32 the bound is reached; a float's exponent would end at 1,024, after hours of failed starts.
+        return min(FIRST_BACKOFF_S * 2.0 ** min(self.short - 1, 32), MAX_BACKOFF_S)

@@ -35,6 +35,7 @@ class Policy:
         """
         if failure.retry_after_s is None or attempts >= self.max_attempts:
             return None
-        bound_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(attempts - 1, 32))
+        doublings = min(attempts - 1, 32)  # enough to reach the bound; 1,024 of them are more than a float can hold
+        bound_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0**doublings)
         wait_s = failure.retry_after_s + bound_s * self.chance()
         return wait_s if wait_s < left_s else None

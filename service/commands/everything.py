@@ -66,10 +66,15 @@ def segment_everything(arguments: argparse.Namespace) -> None:
     write_json(arguments.output, annotations_of(image.picture, Path(arguments.image).name, records))
     if arguments.overlay:
         canvas = Canvas(image.picture.data)
-        largest_first = sorted(records, key=lambda record: -record.area)
-        for record, colour in zip(largest_first, colours(len(records)), strict=True):
-            canvas.fill(binary_from_rle_counts(record.counts, record.size), colour)  # `array` would keep them all
+        draw_records(canvas, records)
         write_picture(arguments.overlay, canvas.picture())
+
+
+def draw_records(canvas: Canvas, records: Sequence[Record]) -> None:
+    """Fill each record's mask with a colour of its own, the largest first; one mask is decoded at a time."""
+    largest_first = sorted(records, key=lambda record: -record.area)
+    for record, colour in zip(largest_first, colours(len(records)), strict=True):
+        canvas.fill(binary_from_rle_counts(record.counts, record.size), colour)  # `array` would keep them all
 
 
 def annotations_of(picture: Picture, file_name: str, records: Sequence[Record]) -> dict[str, Any]:

@@ -52,9 +52,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
         yield service
 
 
-def run(
-    service: RunningService, excess: float, seconds: float, seed: int, kind: str = "prompt"
-) -> tuple[Samples, list[Samples]]:
+def run(service: RunningService, excess: float, seconds: float, seed: int, kind: str) -> tuple[Samples, list[Samples]]:
     """Let all ask at once, one of them `excess` times its share; return what became of its requests and of others'."""
     share = SHARE if kind == "prompt" else ENCODE_SHARE
     rates = dict.fromkeys(TENANTS, share) | {GREEDY: excess * share}
@@ -66,6 +64,29 @@ def run(
     ]
     greedy, *others = run_loads(*loads)
     return greedy, others
+
+
+@dataclass
+class Asked:
+    """What became of others' requests in rounds in which all asked for their share, and in rounds with a greedy one."""
+
+    fair: list[list[Samples]]
+    unfair: list[list[Samples]]
+    refused: int  # of the greedy one's
+
+
+def run_in_turns(service: RunningService, rounds: int, seconds: float, kind: str, *, full: bool) -> Asked:
+    """Let both happen so many times, so long each; in the short form there are only rounds with a greedy one."""
+    run(service, EXCESS, 3.0, 1000, kind)  # until the limit has found its place
+    asked = Asked([], [], 0)
+    for number in range(rounds):
+        if full:
+            asked.fair.append(run(service, 1, seconds, 10 * number, kind)[1])
+        greedy, others = run(service, EXCESS, seconds, 10 * number, kind)
+        asked.unfair.append(others)
+        asked.refused += len(greedy.of("overloaded"))
+        assert len(greedy.of(OK)) > 0
+    return asked
 
 
 def p99_s(rounds: list[list[Samples]]) -> float:
@@ -93,20 +114,13 @@ def test_a_tenant_at_twenty_times_its_share_does_not_move_the_others(
 ) -> None:
     """In the short form: it is the one that is refused."""
     rounds, seconds = (6, 30.0) if full else (1, 5.0)
-    run(slow, EXCESS, 3.0, seed=1000)  # until the limit has found its place
-    fair, unfair, refused = [], [], 0
-    for number in range(rounds):
-        if full:
-            fair.append(run(slow, 1, seconds, seed=10 * number)[1])
-        greedy, others = run(slow, EXCESS, seconds, seed=10 * number)
-        unfair.append(others)
-        refused += len(greedy.of("overloaded"))
-        assert len(greedy.of(OK)) > 0
+    became = run_in_turns(slow, rounds, seconds, "prompt", full=full)
+    fair, unfair = became.fair, became.unfair
     answered, asked = answered_of(unfair)
     report(
         PROMISE,
         "a tenant at 20x its share is who is refused",
-        f"{answered} of {asked} of the others answered, {refused} of its own refused",
+        f"{answered} of {asked} of the others answered, {became.refused} of its own refused",
     )
     if full:
         moved = p99_s(unfair) / p99_s(fair) - 1
@@ -121,7 +135,7 @@ def test_a_tenant_at_twenty_times_its_share_does_not_move_the_others(
             kept=kept,
         )
         assert kept
-    assert refused > 0
+    assert became.refused > 0
     assert answered >= (0.99 * asked if full else asked)
 
 
@@ -130,25 +144,17 @@ def test_a_tenant_that_uploads_twenty_times_its_share_has_no_others_refused(
 ) -> None:
     """They wait longer: the encoder serves who comes first, in batches, and has no time to spare any more."""
     rounds, seconds = (3, 30.0) if full else (1, 5.0)
-    run(slow, EXCESS, 3.0, 1000, "encode")
-    fair, unfair, refused = [], [], 0
-    for number in range(rounds):
-        if full:
-            fair.append(run(slow, 1, seconds, 10 * number, "encode")[1])
-        greedy, others = run(slow, EXCESS, seconds, 10 * number, "encode")
-        unfair.append(others)
-        refused += len(greedy.of("overloaded"))
-        assert len(greedy.of(OK)) > 0
-    answered, asked = answered_of(unfair)
-    waited = f", p99 {p99_s(fair):.1f} s to {p99_s(unfair):.1f} s" if full else ""
+    became = run_in_turns(slow, rounds, seconds, "encode", full=full)
+    answered, asked = answered_of(became.unfair)
+    waited = f", p99 {p99_s(became.fair):.1f} s to {p99_s(became.unfair):.1f} s" if full else ""
     kept = answered >= 0.99 * asked if full else answered > asked / 2  # what a machine can encode is not known
     report(
         PROMISE,
         "a tenant that uploads 20x its share is who is refused",
-        f"{answered} of {asked} of the others' uploads answered, {refused} of its own refused{waited}",
+        f"{answered} of {asked} of the others' uploads answered, {became.refused} of its own refused{waited}",
         kept=kept,
     )
-    assert refused > 0
+    assert became.refused > 0
     assert kept
 
 

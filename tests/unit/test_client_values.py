@@ -16,6 +16,8 @@ from service.client.failures import error_from_rpc
 from service.client.masks import bytes_from_logits
 from service.client.picture import data_from_source
 from service.client.prompts import Options, everything_request, segment_request
+from service.commands.canvas import Canvas
+from service.commands.everything import draw_records
 from service.errors import DeadlineExceededError, InvalidPromptError, SegmentError, UnsupportedImageError
 from service.rle import rle_counts_from_binary
 from service.rpc.statuses import status_from_error
@@ -169,6 +171,24 @@ def test_a_record_is_written_as_sa_1b_does() -> None:
         "stability_score": 0.95,
         "crop_box": [0, 0, 6, 4],
     }
+
+
+def test_records_are_drawn_without_keeping_their_masks() -> None:
+    """An image of 64 megapixels has hundreds of them, 64 MB each."""
+    file = io.BytesIO()
+    Image.new("RGB", (6, 4)).save(file, "PNG")
+    canvas = Canvas(file.getvalue())
+    records = []
+    for rows, columns in (((1, 3), (2, 5)), ((0, 4), (0, 6))):
+        mask = np.zeros((4, 6), np.bool_)
+        mask[slice(*rows), slice(*columns)] = True
+        counts, area = rle_counts_from_binary(mask), int(mask.sum())
+        records.append(Record((4, 6), counts, area, (0, 0, 6, 4), 0.9, (3.0, 1.5), 0.95, (0, 0, 6, 4)))
+    draw_records(canvas, records)
+    drawn = np.asarray(canvas.picture())
+    assert drawn.any(axis=2).all()
+    assert (drawn[1, 2] != drawn[0, 0]).any()  # the smaller one is on top
+    assert not any("array" in vars(record) for record in records)
 
 
 @pytest.mark.parametrize("module", ["service.client", "service.commands.program"])

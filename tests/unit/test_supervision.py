@@ -14,7 +14,7 @@ from service.errors import StartError
 from service.lives import MAX_BACKOFF_S, Lives
 from service.ports import bound_socket, reserved_port
 from service.reports import Report, report_of, reports_from
-from service.triton_process import Installation, _known_flags
+from service.triton_process import Installation, TritonProcess, _known_flags
 from service.triton_supervisor import START_LOOKS, STOPPED_S, STUB, UNANSWERED_S, Answers, Seen, Vigil
 from service.workers import Shared, Workers
 from tests.running import free_ports
@@ -144,6 +144,26 @@ def test_a_server_that_does_not_say_its_flags_is_ended_and_a_sentence_says_so(
     with pytest.raises(StartError, match="--help says nothing within"):
         asyncio.run(_known_flags(Installation(binary, tmp_path, tmp_path, tmp_path)))
     assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
+def test_a_server_that_has_ended_is_not_killed_again_whoever_has_its_pid_by_then(tmp_path: Path) -> None:
+    async def stopped_late() -> int | None:
+        triton = TritonProcess(tmp_path, "127.0.0.1:1", 2)
+        triton._has_ended = False
+        triton._process = await asyncio.create_subprocess_exec("true", start_new_session=True)
+        await triton.wait()
+        heir = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
+        triton._process.pid = heir.pid
+        try:
+            triton.kill()
+            await triton.stop()
+            await asyncio.sleep(0.1)  # in which a signal would have arrived
+            return heir.returncode
+        finally:
+            heir.kill()
+            await heir.wait()
+
+    assert asyncio.run(stopped_late()) is None
 
 
 SERVER, MODEL = 10, 11
