@@ -34,6 +34,7 @@ class Usage:
     """
 
     at_s: float
+    triton_pid: int  # 0: there is none
     gateway_mib: float
     triton_mib: float
     fds: int
@@ -52,6 +53,7 @@ def usage_of(service: RunningService) -> Usage:
         triton = [server, *descendants_of(server)]
     return Usage(
         at_s=time.monotonic(),
+        triton_pid=triton[0] if triton else 0,
         gateway_mib=sum(status_of(pid, "RssAnon") for pid in gateway) / 1024,
         triton_mib=sum(status_of(pid, "RssAnon") for pid in triton) / 1024,
         fds=sum(map(fds_of, gateway)),
@@ -88,8 +90,31 @@ def ended(service: RunningService, outcome: str) -> Counter[str]:
 
 def slope_an_hour(usages: list[Usage], value: Callable[[Usage], float]) -> float:
     """Return the median slope between samples a third of the time apart: a spike does not move it."""
+    return _median_slope_an_hour(_pairs(usages), value)
+
+
+def triton_slope_an_hour(usages: list[Usage], warm_s: float) -> float:
+    """Return the same of Triton's memory, between samples of one process; one that began meanwhile has `warm_s` first.
+
+    The first has been warmed before.
+    """
+    began_s = {usage.triton_pid: usage.at_s for usage in reversed(usages)}
+    first = usages[0].triton_pid
+    pairs = [
+        (a, b)
+        for a, b in _pairs(usages)
+        if a.triton_pid == b.triton_pid > 0 and (a.triton_pid == first or a.at_s >= began_s[a.triton_pid] + warm_s)
+    ]
+    assert pairs, "no Triton lived for long enough"
+    return _median_slope_an_hour(pairs, lambda usage: usage.triton_mib)
+
+
+def _pairs(usages: list[Usage]) -> list[tuple[Usage, Usage]]:
     apart = max(1, len(usages) // 3)
-    pairs = zip(usages, usages[apart:], strict=False)
+    return list(zip(usages, usages[apart:], strict=False))
+
+
+def _median_slope_an_hour(pairs: list[tuple[Usage, Usage]], value: Callable[[Usage], float]) -> float:
     return 3600 * statistics.median((value(b) - value(a)) / (b.at_s - a.at_s) for a, b in pairs)
 
 
