@@ -160,7 +160,7 @@ def _cache(settings: Settings, metrics: Metrics, store: RedisLevel | None) -> Em
         lease_s=min(settings.default_deadline_s, MAX_LEASE_S),
         ttl_s=settings.cache_ttl_s,
         tenant_share=settings.tenant_cache_share,
-        keeps_s=_redis_ttl_s(settings) * (1 + TTL_JITTER),
+        keeps_s=_redis_ttl_s(settings) * (1 + TTL_JITTER) if store else 0.0,
     )
     return EmbeddingCache(
         name=settings.arena_name,

@@ -16,16 +16,17 @@ from time import monotonic
 from service.cache.database import IndexUnavailableError, read_row, transaction
 
 # The last so many are known, at some hundred bytes each; of those that the second level may not know, more.
-MAX_CHANGES, MAX_UNTOLD = 16_384, 262_144
+MAX_CHANGES, MAX_UNTOLD = 16_384, 65_536
+DROPPED_AT_ONCE = 256  # when many were told since the last change; others wait for the transaction
 # After the second level was told, an older write of another worker may still be on its way there, for as long as a
 # write may take; that worker puts it right afterwards.
 SETTLE_S = 2.0
 
 
 class Changes:
-    """The last changes of an index, in its `database`; the second level keeps a record for `keeps_s` at most.
+    """The last changes of an index, in its `database`, for one thread.
 
-    For one thread.
+    What this process writes to the second level is kept there for `keeps_s` at most.
     """
 
     def __init__(self, database: sqlite3.Connection, keeps_s: float) -> None:
@@ -34,18 +35,26 @@ class Changes:
 
     def note(self, key: bytes) -> int:
         """Return the number of a new change of `key`; for use in the transaction that makes the change."""
+        execute, now_s = self._database.execute, monotonic()
+        execute("UPDATE second_level SET keeps_s = ? WHERE keeps_s < ?", (self._keeps_s, self._keeps_s))
         insert = "INSERT OR REPLACE INTO changes (key, noted_s) VALUES (?, ?)"
-        number = self._database.execute(insert, (key, monotonic())).lastrowid or 0
-        self._database.execute("DELETE FROM changes WHERE number <= ? AND told_s IS NOT NULL", (number - MAX_CHANGES,))
+        number = execute(insert, (key, now_s)).lastrowid or 0
+        execute(
+            "DELETE FROM changes WHERE number IN"
+            " (SELECT number FROM changes WHERE number <= ? AND told_s IS NOT NULL LIMIT ?)",
+            (number - MAX_CHANGES, DROPPED_AT_ONCE),
+        )
         self._forget_untold(number - MAX_UNTOLD)
         return number
 
     def _forget_untold(self, last: int) -> None:
         """Forget the changes up to that number; what the second level has of keys unknown here may be older."""
-        (noted_s,) = self._database.execute("SELECT max(noted_s) FROM changes WHERE number <= ?", (last,)).fetchone()
+        execute = self._database.execute
+        (noted_s,) = execute("SELECT max(noted_s) FROM changes WHERE number <= ?", (last,)).fetchone()
         if noted_s is not None:
-            self._database.execute("DELETE FROM changes WHERE number <= ?", (last,))
-            self._database.execute("UPDATE forgotten SET until_s = max(until_s, ?)", (noted_s + self._keeps_s,))
+            execute("DELETE FROM changes WHERE number <= ?", (last,))
+            unsure = "UPDATE second_level SET unsure_until_s = max(unsure_until_s, ? + keeps_s)"
+            execute(unsure, (noted_s + SETTLE_S,))
 
     def number(self, key: bytes) -> int:
         """Return the number of the last change of `key`, 0 if none is known.
@@ -62,13 +71,13 @@ class Changes:
         Raises:
             IndexUnavailableError: it cannot be read.
         """
-        row = read_row(self._database, "SELECT number, told_s, noted_s FROM changes WHERE key = ?", (key,))
-        if row:
-            number, told_s, noted_s = row
-            settled_s = noted_s + self._keeps_s if told_s is None else told_s + SETTLE_S
-        else:
-            number, settled_s = 0, read_row(self._database, "SELECT until_s FROM forgotten", ())[0]
+        query = "SELECT number, ifnull(told_s, noted_s + keeps_s) + ? FROM changes, second_level WHERE key = ?"
+        number, settled_s = read_row(self._database, query, (SETTLE_S, key)) or (0, self._unsure_until_s())
         return int(number) if settled_s <= monotonic() else None
+
+    def _unsure_until_s(self) -> float:
+        (until_s,) = read_row(self._database, "SELECT unsure_until_s FROM second_level", ())
+        return float(until_s)
 
     def told(self, key: bytes, number: int) -> bool:
         """Note that the second level knows of a change; return False when that is not the last one of its key.

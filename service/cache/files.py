@@ -1,5 +1,6 @@
 """The arena's files in /dev/shm: their names, whose they are, and the lock under which they are made."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -62,22 +63,29 @@ def owning(name: str) -> Iterator[None]:
     Raises:
         StartError: another one is.
     """
-    file = _owner_file(name)
-    descriptor, is_held = _lock_file(file), False
+    descriptor = _owned(_owner_file(name))
     try:
-        with suppress(BlockingIOError, FileNotFoundError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_held = os.path.samestat(file.stat(), os.fstat(descriptor))  # and not one that was removed meanwhile
-        if not is_held:
-            raise StartError(
-                f"another gateway has the cache {name} in {SHM}; set another SAM_HTTP_PORT, or do not share {SHM}"
-            )
-        try:
-            yield
-        finally:
-            file.unlink(missing_ok=True)
+        yield
     finally:
+        _owner_file(name).unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _owned(file: Path) -> int:
+    """Return the descriptor of the file at this path, locked."""
+    while True:
+        descriptor = _lock_file(file)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise StartError(
+                f"another gateway has {file.stem} in {SHM}; set another SAM_HTTP_PORT, or do not share {SHM}"
+            ) from error
+        with suppress(FileNotFoundError):
+            if os.path.samestat(file.stat(), os.fstat(descriptor)):
+                return descriptor
+        os.close(descriptor)  # it was the last owner's, which has removed it just now
 
 
 @contextmanager
@@ -107,4 +115,6 @@ def _lock_file(file: Path) -> int:
     try:
         return os.open(file, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise StartError(f"{file} is another user's; remove it, or use another SAM_HTTP_PORT") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP):
+            raise StartError(f"{file} is another user's; remove it, or use another SAM_HTTP_PORT") from error
+        raise StartError(f"{file} cannot be made: {error.strerror}") from error

@@ -1,6 +1,5 @@
 """Which of the arena's slots is to be given away, and what may never be."""
 
-import math
 import sqlite3
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,7 +23,7 @@ class Limits:
 
     `tenant_share` is the part of all slots, 0 to 1, that one tenant may fill; `late_write_s` is how long after a call
     was given up, cancelled or past its deadline, what it had begun could still be written; `keeps_s` how long a second
-    level keeps a record at most.
+    level keeps what this process writes there, 0 if it writes nothing.
     """
 
     claim_s: float
@@ -32,7 +31,7 @@ class Limits:
     ttl_s: float = 0.0
     tenant_share: float = 1.0
     late_write_s: float = LATE_WRITE_S
-    keeps_s: float = math.inf
+    keeps_s: float = 0.0
 
 
 Picked = tuple[int, int, tuple[EvictionReason, float] | None]  # slot, generation, what was evicted and its age

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from service.cache.database import opened
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 SCHEMA = """
 CREATE TABLE slots (
     slot INTEGER PRIMARY KEY,
@@ -35,8 +35,11 @@ CREATE TABLE changes (                     -- the last ones
     told_s REAL                            -- when the second level knew; NULL: it may not
 );
 CREATE INDEX changes_told ON changes (number) WHERE told_s IS NOT NULL;
-CREATE TABLE forgotten (until_s REAL NOT NULL);  -- so long the second level may not know of a change that is not there
-INSERT INTO forgotten VALUES (0);
+CREATE TABLE second_level (
+    keeps_s REAL NOT NULL,                 -- a record at most, by all settings that there were
+    unsure_until_s REAL NOT NULL           -- so long it may not know of a change that is not in changes any more
+);
+INSERT INTO second_level VALUES (0, 0);
 """
 
 

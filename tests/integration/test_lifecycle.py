@@ -78,7 +78,7 @@ def test_a_gateway_that_would_discard_another_one_s_cache_does_not_start(service
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
-    assert f"another gateway has the cache sam-{settings['SAM_HTTP_PORT']}" in ended.stderr.splitlines()[-1]
+    assert f"another gateway has sam-{settings['SAM_HTTP_PORT']}" in ended.stderr.splitlines()[-1]
     assert list(SHM.glob(f"sam-{settings['SAM_HTTP_PORT']}.*.arena"))
 
 

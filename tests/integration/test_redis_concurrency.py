@@ -135,7 +135,7 @@ def test_more_look_ups_at_once_than_can_be_served_in_time_do_not_open_the_breake
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[Index]:
     create_index(tmp_path / "index", 4)
-    index = Index(tmp_path / "index", Limits(claim_s=60, lease_s=0))
+    index = Index(tmp_path / "index", Limits(claim_s=60, lease_s=0, keeps_s=60))
     yield index
     index.close()
 

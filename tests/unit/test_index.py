@@ -432,9 +432,27 @@ def test_what_the_second_level_never_learned_of_is_known_for_as_long_as_it_may_h
     _, untold = index.delete_noted(key("a"))
     for turn in range(30):
         index.changes.told(key(str(turn)), index.delete_noted(key(str(turn)))[1])
-    assert open_index(replace(LIMITS, keeps_s=100.0)).changes.settled_number(key("a")) is None
+    with_shorter_ttl = open_index(replace(LIMITS, keeps_s=10.0))  # what is there was written under the longer one
     now_s += 100
-    assert index.changes.settled_number(key("a")) == untold
+    assert with_shorter_ttl.changes.settled_number(key("a")) is None
+    now_s += changes.SETTLE_S
+    assert with_shorter_ttl.changes.settled_number(key("a")) == untold
+
+
+def test_many_that_were_told_at_once_are_dropped_a_few_with_each_change(
+    open_index: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "MAX_CHANGES", 5)
+    monkeypatch.setattr(changes, "DROPPED_AT_ONCE", 4)
+    index = open_index()
+    numbers = [index.delete_noted(key(str(turn)))[1] for turn in range(30)]
+    for turn, number in enumerate(numbers):
+        index.changes.told(key(str(turn)), number)
+    left = []
+    for turn in range(10):
+        index.delete_noted(key(f"later {turn}"))
+        left.append(index._database.execute("SELECT count(*) FROM changes WHERE told_s IS NOT NULL").fetchone()[0])
+    assert left == [26, 22, 18, 14, 10, 6, 2, 0, 0, 0]
 
 
 def test_when_too_many_changes_were_never_told_no_unknown_key_is_believed_as_long_as_records_are_kept(
@@ -452,7 +470,7 @@ def test_when_too_many_changes_were_never_told_no_unknown_key_is_believed_as_lon
     assert index._database.execute("SELECT count(*) FROM changes").fetchone() == (20,)
     assert open_index(replace(LIMITS, keeps_s=100.0)).changes.settled_number(key("0")) is None
     assert index.changes.settled_number(key("unknown")) is None
-    now_s += 50  # a hundred since the forgotten one was noted
+    now_s += 50 + changes.SETTLE_S  # a hundred since the forgotten one was noted
     assert index.changes.settled_number(key("0")) == 0
 
 
