@@ -36,6 +36,10 @@ class MaskThreads:
             with suppress(RuntimeError):  # the loop has been closed meanwhile
                 loop.call_soon_threadsafe(self._turns.give, None)
 
-        begun = self._executor.submit(work, *args, **kwargs)
+        try:
+            begun = self._executor.submit(work, *args, **kwargs)
+        except BaseException:  # there is no memory for a thread
+            self._turns.give(None)
+            raise
         begun.add_done_callback(give_back)  # not when the caller leaves: it has its thread until it ends
         return await asyncio.wrap_future(begun)

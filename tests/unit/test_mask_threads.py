@@ -98,6 +98,21 @@ def test_each_tenant_that_waits_gets_a_thread_before_any_gets_its_next() -> None
     asyncio.run(scenario())
 
 
+def test_a_thread_that_cannot_be_started_costs_its_caller_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        threads = MaskThreads(1)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", fail)
+            with pytest.raises(RuntimeError):
+                await threads.run(abs, -1)
+        assert await asyncio.wait_for(threads.run(abs, -2), 5) == 2
+
+    asyncio.run(scenario())
+
+
 def test_prompts_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate()
 
