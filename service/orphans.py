@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from contextlib import suppress
 from typing import NoReturn
 
 PAUSE_S = 1.0  # within which asyncio has long collected a child of its own
@@ -17,7 +18,8 @@ async def keep_collecting() -> NoReturn:
     while True:
         await asyncio.sleep(PAUSE_S)
         while (ended := _ended_child()) is not None and ended == seen:
-            os.waitpid(ended, 0)  # noqa: ASYNC222 - it has ended
+            with suppress(ChildProcessError):  # asyncio was late, and is there now
+                os.waitpid(ended, 0)  # noqa: ASYNC222 - it has ended
         seen = ended
 
 

@@ -79,7 +79,7 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
         running = await stack.enter_async_context(
             workers.running(settings.drain_delay_s + settings.drain_s + STOP_MARGIN_S)
         )
-        await _first_of(stop.wait(), running, keeping, keep_collecting())
+        await _first_of(stop.wait(), running, keeping, keep_collecting() if os.getpid() == 1 else None)
 
 
 @dataclass(slots=True)

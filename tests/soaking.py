@@ -1,6 +1,7 @@
 """A load of everything that clients do, well and badly, and what processes use meanwhile."""
 
 import io
+import math
 import random
 import socket
 import statistics
@@ -96,7 +97,7 @@ def slope_an_hour(usages: list[Usage], value: Callable[[Usage], float]) -> float
 def triton_slope_an_hour(usages: list[Usage], warm_s: float) -> float:
     """Return the same of Triton's memory, between samples of one process; one that began meanwhile has `warm_s` first.
 
-    The first has been warmed before.
+    The first has been warmed before. It is NaN when none lived for long enough.
     """
     began_s = {usage.triton_pid: usage.at_s for usage in reversed(usages)}
     first = usages[0].triton_pid
@@ -105,8 +106,7 @@ def triton_slope_an_hour(usages: list[Usage], warm_s: float) -> float:
         for a, b in _pairs(usages)
         if a.triton_pid == b.triton_pid > 0 and (a.triton_pid == first or a.at_s >= began_s[a.triton_pid] + warm_s)
     ]
-    assert pairs, "no Triton lived for long enough"
-    return _median_slope_an_hour(pairs, lambda usage: usage.triton_mib)
+    return _median_slope_an_hour(pairs, lambda usage: usage.triton_mib) if pairs else math.nan
 
 
 def _pairs(usages: list[Usage]) -> list[tuple[Usage, Usage]]:

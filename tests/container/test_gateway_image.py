@@ -45,8 +45,8 @@ def tree(stages: dict[str, Stage], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def gateway(stages: dict[str, Stage], tree: Path) -> Iterator[str]:
-    """Run the image's entrypoint beside a Triton; the URL."""
+def container(stages: dict[str, Stage], tree: Path) -> Iterator[tuple[str, int]]:
+    """Run the image's entrypoint beside a Triton; the gateway's URL, and the pid of what stands for a container."""
     settings = free_settings() | {"SAM_HOST": "127.0.0.1", "SAM_CACHE_BYTES": str(64 << 20)}
     with triton_alone(settings["SAM_TRITON_URL"], settings["SAM_TRITON_METRICS_PORT"]):
         command = run_command(stages["gateway"], tree, settings)
@@ -54,7 +54,7 @@ def gateway(stages: dict[str, Stage], tree: Path) -> Iterator[str]:
         try:
             url = f"http://127.0.0.1:{settings['SAM_HTTP_PORT']}"
             wait_until_ready(url, process)
-            yield url
+            yield url, process.pid
         finally:
             process.terminate()
             process.wait(60)
@@ -62,10 +62,16 @@ def gateway(stages: dict[str, Stage], tree: Path) -> Iterator[str]:
                 file.unlink()
 
 
-def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+@pytest.fixture(scope="module")
+def gateway(container: tuple[str, int]) -> str:
+    return container[0]
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes] | None = None) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        assert process.poll() is None, f"the gateway ended with {process.returncode}"
+        if process:
+            assert process.poll() is None, f"the gateway ended with {process.returncode}"
         try:
             if plain_http.get(f"{url}/readyz").status_code == 200:
                 return
@@ -84,19 +90,18 @@ def test_the_image_segments_a_photograph(gateway: str, coffee: bytes) -> None:
     assert answer["results"][0]["masks"][0]["area"] > 0
 
 
-def test_orphans_of_a_worker_that_died_do_not_stay(gateway: str) -> None:
+def test_orphans_of_a_worker_that_died_do_not_stay(container: tuple[str, int]) -> None:
     """They are left to the container's first process, which is the gateway: nobody else could collect them."""
-    (supervisor,) = [pid for pid in descendants_of(os.getpid()) if command_of(pid)[1:3] == ["-m", "service"]]
-    worker = next(pid for pid in descendants_of(supervisor) if "service.worker" in command_of(pid))
+    url, pid = container
+    worker = next(child for child in descendants_of(pid) if "service.worker" in command_of(child))
     orphans = descendants_of(worker)
     assert orphans
     os.kill(worker, signal.SIGKILL)
     deadline = time.monotonic() + START_S
-    while left := [pid for pid in orphans if Path(f"/proc/{pid}").exists()]:
+    while left := [orphan for orphan in orphans if Path(f"/proc/{orphan}").exists()]:
         assert time.monotonic() < deadline, f"{left} stay"
         time.sleep(0.1)
-    while plain_http.get(f"{gateway}/readyz").status_code != 200:
-        assert time.monotonic() < deadline, "the worker was not replaced"
+    wait_until_ready(url)
 
 
 def command_of(pid: int) -> list[str]:
