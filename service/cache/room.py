@@ -1,5 +1,6 @@
 """Which of the arena's slots is to be given away, and what may never be."""
 
+import math
 import sqlite3
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,7 +32,7 @@ class Limits:
     ttl_s: float = 0.0
     tenant_share: float = 1.0
     late_write_s: float = LATE_WRITE_S
-    keeps_s: float = 0.0
+    keeps_s: float = math.inf
 
 
 Picked = tuple[int, int, tuple[EvictionReason, float] | None]  # slot, generation, what was evicted and its age

@@ -134,7 +134,7 @@ def open_cache(name: str) -> Iterator[OpenCache]:
     if files is None:
         raise CommandError(f"no cache named {name} is on this machine: is the gateway running, is --arena its name?")
     try:
-        index = Index(files.index, Limits(claim_s=0, lease_s=LEASE_S))
+        index = Index(files.index, Limits(claim_s=0, lease_s=LEASE_S, keeps_s=0))
         try:
             yield OpenCache(name, index, usage_of(name).capacity_bytes // max(index.slots, 1))
         finally:

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.rle import binary_from_edges
@@ -12,12 +12,16 @@ from service.upscaling import Frame, edges_from_logits, float32_from_float16
 torch = pytest.importorskip("torch")
 
 
-def original_binary(logits: np.ndarray, frame: Frame) -> np.ndarray:
-    """`Sam.postprocess_masks` and the threshold: to the input, cropped to the picture, to the original size."""
+def original_logits(logits: np.ndarray, frame: Frame) -> np.ndarray:
+    """`Sam.postprocess_masks`: to the input, cropped to the picture, to the original size."""
     interpolate = torch.nn.functional.interpolate
     full = interpolate(torch.from_numpy(logits)[None, None], (frame.input_size,) * 2, mode="bilinear")
     valid = full[..., : frame.valid_size[0], : frame.valid_size[1]]
-    return interpolate(valid, frame.size, mode="bilinear")[0, 0].numpy() > 0
+    return interpolate(valid, frame.size, mode="bilinear")[0, 0].numpy()
+
+
+def original_binary(logits: np.ndarray, frame: Frame) -> np.ndarray:
+    return original_logits(logits, frame) > 0
 
 
 def frame_of(mask_size: int, size: tuple[int, int]) -> Frame:
@@ -38,10 +42,14 @@ sizes = st.tuples(st.integers(1, 700), st.integers(1, 700))
 
 @settings(max_examples=150, deadline=None)
 @given(sizes, st.sampled_from([16, 32, 96]), st.integers(2, 12), st.integers(0, 10**6), st.floats(-2, 2))
+@example((5, 407), 32, 11, 916, 1.367848404952876)  # a column of five equal ones
 def test_masks_are_the_original_s(size: tuple[int, int], mask_size: int, cells: int, seed: int, offset: float) -> None:
+    """But where the original's own rounding decides, which is in a pixel or two, or as many lines of equal ones."""
     frame, logits = frame_of(mask_size, size), blobs(mask_size, cells, seed, offset)
-    found = binary_from_edges(edges_from_logits(logits, frame), size)
-    assert np.count_nonzero(found != original_binary(logits, frame)) <= 2
+    found, original = binary_from_edges(edges_from_logits(logits, frame), size), original_logits(logits, frame)
+    differs = found != (original > 0)
+    assert (np.abs(original[differs]) <= 1e-6 * np.abs(logits).max()).all()
+    assert min(np.count_nonzero(differs.any(axis)) for axis in (0, 1)) <= 2
 
 
 @pytest.mark.parametrize("seed", range(6))
