@@ -1,7 +1,6 @@
 """A load of everything that clients do, well and badly, and what processes use meanwhile."""
 
 import io
-import math
 import random
 import socket
 import statistics
@@ -35,7 +34,6 @@ class Usage:
     """
 
     at_s: float
-    triton_pid: int  # 0: there is none
     gateway_mib: float
     triton_mib: float
     fds: int
@@ -54,7 +52,6 @@ def usage_of(service: RunningService) -> Usage:
         triton = [server, *descendants_of(server)]
     return Usage(
         at_s=time.monotonic(),
-        triton_pid=triton[0] if triton else 0,
         gateway_mib=sum(status_of(pid, "RssAnon") for pid in gateway) / 1024,
         triton_mib=sum(status_of(pid, "RssAnon") for pid in triton) / 1024,
         fds=sum(map(fds_of, gateway)),
@@ -91,30 +88,8 @@ def ended(service: RunningService, outcome: str) -> Counter[str]:
 
 def slope_an_hour(usages: list[Usage], value: Callable[[Usage], float]) -> float:
     """Return the median slope between samples a third of the time apart: a spike does not move it."""
-    return _median_slope_an_hour(_pairs(usages), value)
-
-
-def triton_slope_an_hour(usages: list[Usage], warm_s: float) -> float:
-    """Return the same of Triton's memory, between samples of one process; one that began meanwhile has `warm_s` first.
-
-    The first has been warmed before. It is NaN when none lived for long enough.
-    """
-    began_s = {usage.triton_pid: usage.at_s for usage in reversed(usages)}
-    first = usages[0].triton_pid
-    pairs = [
-        (a, b)
-        for a, b in _pairs(usages)
-        if a.triton_pid == b.triton_pid > 0 and (a.triton_pid == first or a.at_s >= began_s[a.triton_pid] + warm_s)
-    ]
-    return _median_slope_an_hour(pairs, lambda usage: usage.triton_mib) if pairs else math.nan
-
-
-def _pairs(usages: list[Usage]) -> list[tuple[Usage, Usage]]:
     apart = max(1, len(usages) // 3)
-    return list(zip(usages, usages[apart:], strict=False))
-
-
-def _median_slope_an_hour(pairs: list[tuple[Usage, Usage]], value: Callable[[Usage], float]) -> float:
+    pairs = zip(usages, usages[apart:], strict=False)
     return 3600 * statistics.median((value(b) - value(a)) / (b.at_s - a.at_s) for a, b in pairs)
 
 
@@ -122,10 +97,12 @@ def _median_slope_an_hour(pairs: list[tuple[Usage, Usage]], value: Callable[[Usa
 class Load:
     """Clients of `service`, one thread for each habit; `counts` is how often each has had its way.
 
-    Who asks for something has it with an answer; a problem document is none.
+    Who asks for something has it with an answer; a problem document is none. Unless they are `leaving`, clients stay
+    until they are answered.
     """
 
     service: RunningService
+    leaving: bool = True
     counts: Counter[str] = field(default_factory=Counter)
     _stop: threading.Event = field(default_factory=threading.Event)
     _photos: list[bytes] = field(default_factory=lambda: [photo(seed) for seed in range(IMAGE_IDS)])
@@ -134,7 +111,8 @@ class Load:
     def running(self) -> Iterator[None]:
         """Keep all clients busy during the block."""
         self._stop.clear()
-        habits = (self.prompt, self.upload, self.segment, self.cancel, self.hang_up, self.blunder)
+        leaving = (self.cancel, self.hang_up) if self.leaving else ()
+        habits = (self.prompt, self.upload, self.segment, self.blunder, *leaving)
         threads = [threading.Thread(target=self._repeat, args=(habit,)) for habit in habits]
         for thread in threads:
             thread.start()
