@@ -38,7 +38,7 @@ class MaskThreads:
 
         try:
             begun = self._executor.submit(work, *args, **kwargs)
-        except BaseException:  # there is no memory for a thread
+        except BaseException:  # no thread can be started
             self._turns.give(None)
             raise
         begun.add_done_callback(give_back)  # not when the caller leaves: it has its thread until it ends

@@ -24,7 +24,7 @@ class Limits:
 
     `tenant_share` is the part of all slots, 0 to 1, that one tenant may fill; `late_write_s` is how long after a call
     was given up, cancelled or past its deadline, what it had begun could still be written; `keeps_s` how long a second
-    level keeps what this process writes there, 0 if it writes nothing.
+    level keeps what this process writes there: 0 if it writes nothing, and for ever where nothing is said.
     """
 
     claim_s: float

@@ -83,7 +83,7 @@ def test_memory_is_bounded(
     after = at_rest(service)
     lived = service.triton_pid() == triton
     same = "the same" if lived else "another one: the wheel's crashed, and was started again; no slope of its memory"
-    report(PROMISE, "the local Triton after the load", same)
+    report(PROMISE, "the local Triton after the load", same, kept=lived)
     ok, cancelled = ended(service, "ok") - ok, ended(service, "cancelled") - cancelled
     names = [name for name in UNITS if lived or name != "triton_mib"]
     report_growth(report, before, after, usages if full else [], names)
