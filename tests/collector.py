@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -38,18 +38,23 @@ class Collector:
         self.endpoint = endpoint
         self.spans: list[Span] = []
 
-    def trace(self, trace_id: str, count: int) -> dict[str, Span]:
-        """Return the spans of a trace by name, as soon as there are `count` of them."""
-        return {span.name: span for span in self._until(lambda span: span.trace_id.hex() == trace_id, count)}
+    def trace(self, trace_id: str, names: set[str]) -> dict[str, Span]:
+        """Return the spans of a trace by name, as soon as `names` are among them."""
+        return self.one_of_traces([trace_id], names)
 
-    def _until(self, wanted: Callable[[Span], bool], count: int) -> list[Span]:
+    def one_of_traces(self, trace_ids: Sequence[str], names: set[str]) -> dict[str, Span]:
+        """Return the spans by name of the first of `trace_ids` that has all of `names`."""
         deadline = time.monotonic() + ARRIVAL_S
         while time.monotonic() < deadline:
-            found = [span for span in self.spans if wanted(span)]
-            if len(found) >= count:
-                return found
+            found = [{span.name: span for span in self._of(trace_id)} for trace_id in trace_ids]
+            for trace in found:
+                if names <= trace.keys():
+                    return trace
             time.sleep(0.05)
-        raise AssertionError(f"{len(found)} of {count} spans arrived")
+        raise AssertionError(f"of {sorted(names)} there arrived {[sorted(trace) for trace in found]}")
+
+    def _of(self, trace_id: str) -> list[Span]:
+        return [span for span in list(self.spans) if span.trace_id.hex() == trace_id]
 
     @classmethod
     @contextmanager

@@ -28,6 +28,7 @@ from tests.running import RunningService, free_ports
 KEY, IMAGE_ID = "key-of-alice-QZX", "portrait-of-QZX"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 OF_TRITON = {"InferRequest", "sam_encoder", "sam_decoder", "compute"}
+TRIES = 8  # for spans of Triton: the wheel's loses those of up to one call in 15
 CLICK = {"prompts": [{"points": [[225, 150, 1]]}]}
 
 
@@ -100,23 +101,25 @@ def test_an_http_request_leaves_its_id_one_line_and_a_trace(observed: Observed, 
         "trace_id": TRACE,
     }
     assert observed.line_of("upload-1")["trace_id"] == "1" * 32
-    check_spans(observed.collector.trace(TRACE, 7), "POST /v1/images/{image_id}/masks", {"queue", "decode", "masks"})
-    check_spans(observed.collector.trace("1" * 32, 6), "PUT /v1/images/{image_id}", {"queue", "encode"})
+    check_spans(observed, TRACE, "POST /v1/images/{image_id}/masks", {"queue", "decode", "masks"})
+    check_spans(observed, "1" * 32, "PUT /v1/images/{image_id}", {"queue", "encode"})
 
 
 def test_triton_s_own_spans_are_part_of_the_trace(observed: Observed, cat: bytes) -> None:
     """Below the gateway's; there are none of a trace that is not to be sampled, nor of canaries."""
-    url, model = f"{observed.service.url}/v1/images/{IMAGE_ID}-3", "sam_decoder"
+    url, route = f"{observed.service.url}/v1/images/{IMAGE_ID}-3", "POST /v1/images/{image_id}/masks"
     plain_http.put(url, content=cat, headers={"authorization": f"Bearer {KEY}"}, timeout=60).raise_for_status()
-    unsampled = headers_of("prompt-4", "4" * 32) | {"traceparent": f"00-{'4' * 32}-{PARENT}-00"}
-    for headers in (unsampled, headers_of("prompt-3", "3" * 32)):
+    unsampled = headers_of("unsampled", "4" * 32) | {"traceparent": f"00-{'4' * 32}-{PARENT}-00"}
+    sampled = {str(number) + "3" * 31: f"prompt-{number}" for number in range(TRIES)}
+    for headers in (unsampled, *(headers_of(name, trace_id) for trace_id, name in sampled.items())):
         plain_http.post(f"{url}/masks", json=CLICK, headers=headers, timeout=60).raise_for_status()
-    spans = observed.collector.trace("3" * 32, 7)
-    assert spans[model].parent_span_id == spans["InferRequest"].span_id
-    assert spans["InferRequest"].parent_span_id == spans["POST /v1/images/{image_id}/masks"].span_id
+    spans = observed.collector.one_of_traces(list(sampled), {"InferRequest", "sam_decoder", "compute", route})
+    assert spans["compute"].parent_span_id == spans["sam_decoder"].span_id
+    assert spans["sam_decoder"].parent_span_id == spans["InferRequest"].span_id
+    assert spans["InferRequest"].parent_span_id == spans[route].span_id
     assert not [span for span in observed.collector.spans if span.trace_id.hex() == "4" * 32]
-    traced = {span.trace_id.hex() for span in observed.collector.spans if span.name == model}
-    assert traced <= {TRACE, *(32 * number for number in "0123")}  # no canary's
+    traced = {span.trace_id.hex() for span in observed.collector.spans if span.name == "sam_decoder"}
+    assert traced <= {TRACE, "2" * 32, *sampled}  # no canary's
 
 
 def test_a_grpc_call_leaves_its_id_one_line_and_a_trace(observed: Observed, cat: bytes) -> None:
@@ -127,15 +130,16 @@ def test_a_grpc_call_leaves_its_id_one_line_and_a_trace(observed: Observed, cat:
     assert dict(call.trailing_metadata())["x-request-id"] == "grpc-1"
     line = observed.line_of("grpc-1")
     assert [line[name] for name in ("transport", "route", "status", "tenant")] == ["grpc", "Segment", "OK", "alice"]
-    check_spans(observed.collector.trace("2" * 32, 7), "Segment", {"queue", "decode", "masks"})
+    check_spans(observed, "2" * 32, "Segment", {"queue", "decode", "masks"})
 
 
-def check_spans(spans: dict[str, object], name: str, stages: set[str]) -> None:
+def check_spans(observed: Observed, trace_id: str, name: str, stages: set[str]) -> None:
     """One span is the caller's child, all others but Triton's are its own, in its time."""
+    spans = observed.collector.trace(trace_id, {name, *stages})
     whole = spans[name]
     assert whole.parent_span_id.hex() == PARENT
     parts = {other: span for other, span in spans.items() if other != name and other not in OF_TRITON}
-    assert stages <= parts.keys() <= {"queue", "encode", "decode", "masks"}
+    assert parts.keys() <= {"queue", "encode", "decode", "masks"}
     for part in parts.values():
         assert part.parent_span_id == whole.span_id
         assert whole.start_time_unix_nano <= part.start_time_unix_nano
@@ -161,7 +165,7 @@ def test_an_id_that_could_be_something_else_is_not_taken(observed: Observed, nam
 def test_without_a_traceparent_a_trace_begins_here(observed: Observed) -> None:
     plain_http.get(f"{observed.service.url}/v1/model", headers={"x-request-id": "root-1"})
     trace_id = str(observed.line_of("root-1")["trace_id"])
-    assert observed.collector.trace(trace_id, 1)["GET /v1/model"].parent_span_id == b""
+    assert observed.collector.trace(trace_id, {"GET /v1/model"})["GET /v1/model"].parent_span_id == b""
 
 
 def test_probes_are_not_told_of_at_info(observed: Observed) -> None:
