@@ -1,15 +1,19 @@
-"""Callers that leave cost no memory: what the gateway had asked of Triton for them is freed."""
+"""Callers that leave cost no memory, and Triton no reset for nothing: what was asked of it for them is freed."""
 
 import asyncio
 import ctypes
 import gc
 
+import grpc
 import numpy as np
+import pytest
+from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from service.cache.contract import Embedding
 from service.prompt import Point, Prompt, batches_from_prompts
 from service.tensors import EMBEDDING
 from service.triton import TritonBackend
+from service.triton_inference import Inferences
 from tests.silent_server import silent_server
 
 CALLS, AT_ONCE = 3000, 50
@@ -60,3 +64,45 @@ async def bytes_a_cancelled_call(address: str) -> float:
     lost = malloced_bytes() - before
     await backend.close()
     return lost / CALLS
+
+
+@pytest.mark.parametrize(("lasts_s", "fate"), [(0.005, "ended"), (10.0, "reset")])
+def test_an_inference_that_ends_by_itself_is_not_reset(lasts_s: float, fate: str) -> None:
+    """A reset gains nothing there, and the wheel's Triton may crash of one."""
+    assert asyncio.run(fate_of_a_call_that_was_left(lasts_s)) == fate
+
+
+async def fate_of_a_call_that_was_left(lasts_s: float) -> str:
+    """Return how a server in Triton's place sees a call end, that lasts so long after nobody waits for it any more."""
+    begun, left = asyncio.Event(), asyncio.Event()
+    fate = asyncio.get_running_loop().create_future()
+
+    class Model(grpc.GenericRpcHandler):
+        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.unary_unary_rpc_method_handler(self.answer)
+
+        async def answer(self, *_: object) -> bytes:
+            begun.set()
+            try:
+                await left.wait()
+                await asyncio.sleep(lasts_s)
+            except asyncio.CancelledError:
+                fate.set_result("reset")
+                raise
+            fate.set_result("ended")
+            return b""
+
+    server = grpc.aio.server(handlers=[Model()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    inferences = Inferences(f"127.0.0.1:{port}", [])
+    call = asyncio.create_task(inferences.answer(ModelInferRequest(model_name="any"), 60))
+    await asyncio.wait_for(begun.wait(), 10)
+    call.cancel()
+    await asyncio.wait([call])
+    left.set()
+    try:
+        return await asyncio.wait_for(fate, 20)
+    finally:
+        await inferences.close()
+        await server.stop(0)
