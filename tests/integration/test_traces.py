@@ -23,6 +23,7 @@ from service.tensors import EMBEDDING
 from service.triton import TritonBackend
 from tests import plain_http
 from tests.collector import Collector
+from tests.conftest import encoded
 from tests.running import RunningService, free_ports
 
 KEY, IMAGE_ID = "key-of-alice-QZX", "portrait-of-QZX"
@@ -110,27 +111,38 @@ def test_triton_s_own_spans_are_part_of_the_trace(observed: Observed, cat: bytes
     url, route = f"{observed.service.url}/v1/images/{IMAGE_ID}-3", "POST /v1/images/{image_id}/masks"
     plain_http.put(url, content=cat, headers={"authorization": f"Bearer {KEY}"}, timeout=60).raise_for_status()
     unsampled = headers_of("unsampled", "4" * 32) | {"traceparent": f"00-{'4' * 32}-{PARENT}-00"}
-    sampled = {str(number) + "3" * 31: f"prompt-{number}" for number in range(TRIES)}
-    for headers in (unsampled, *(headers_of(name, trace_id) for trace_id, name in sampled.items())):
+    sampled = traces("3")
+    for headers in (unsampled, *(headers_of(f"prompt-{number}", sampled[number]) for number in range(TRIES))):
         plain_http.post(f"{url}/masks", json=CLICK, headers=headers, timeout=60).raise_for_status()
-    spans = observed.collector.one_of_traces(list(sampled), {"InferRequest", "sam_decoder", "compute", route})
+    spans = observed.collector.one_of_traces(sampled, {"InferRequest", "sam_decoder", "compute", route})
     assert spans["compute"].parent_span_id == spans["sam_decoder"].span_id
     assert spans["sam_decoder"].parent_span_id == spans["InferRequest"].span_id
     assert spans["InferRequest"].parent_span_id == spans[route].span_id
     assert not [span for span in observed.collector.spans if span.trace_id.hex() == "4" * 32]
     traced = {span.trace_id.hex() for span in observed.collector.spans if span.name == "sam_decoder"}
-    assert traced <= {TRACE, "2" * 32, *sampled}  # no canary's
+    assert traced <= {TRACE, *traces("2"), *sampled}  # no canary's
 
 
-def test_a_grpc_call_leaves_its_id_one_line_and_a_trace(observed: Observed, cat: bytes) -> None:
-    request = pb.SegmentRequest(image=cat, prompts=[pb.Prompt(points=[pb.Point(x=225, y=150, label=1)])])
+def test_a_grpc_call_leaves_its_id_one_line_and_a_trace(observed: Observed) -> None:
+    """And Triton's spans of its encoder and decoder, below one span: each image is a new one."""
+    pixels = np.random.default_rng(0).integers(0, 255, (TRIES, 16, 24, 3), np.uint8)
+    prompts = [pb.Prompt(points=[pb.Point(x=5, y=5, label=1)])]
     with grpc.insecure_channel(observed.service.grpc_address) as channel:
-        metadata = tuple(headers_of("grpc-1", "2" * 32).items())
-        _, call = pb_grpc.SegmentAnythingStub(channel).Segment.with_call(request, metadata=metadata, timeout=60)
-    assert dict(call.trailing_metadata())["x-request-id"] == "grpc-1"
+        stub = pb_grpc.SegmentAnythingStub(channel)
+        for number, trace_id in enumerate(traces("2")):
+            request = pb.SegmentRequest(image=encoded(pixels[number], "PNG"), prompts=prompts)
+            metadata = tuple(headers_of(f"grpc-{number}", trace_id).items())
+            _, call = stub.Segment.with_call(request, metadata=metadata, timeout=60)
+            assert dict(call.trailing_metadata())["x-request-id"] == f"grpc-{number}"
+            check_spans(observed, trace_id, "Segment", {"queue", "encode", "decode", "masks"})
     line = observed.line_of("grpc-1")
     assert [line[name] for name in ("transport", "route", "status", "tenant")] == ["grpc", "Segment", "OK", "alice"]
-    check_spans(observed, "2" * 32, "Segment", {"queue", "decode", "masks"})
+    assert observed.collector.one_of_traces(traces("2"), {"sam_encoder", "sam_decoder", "compute", "Segment"})
+
+
+def traces(digit: str) -> list[str]:
+    """Return the ids of as many traces as it takes to see Triton's spans of one."""
+    return [f"{number}{31 * digit}" for number in range(TRIES)]
 
 
 def check_spans(observed: Observed, trace_id: str, name: str, stages: set[str]) -> None:
