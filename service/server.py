@@ -4,11 +4,13 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
+from service.admission.elsewhere import Elsewhere
 from service.admission.permits import Permits
 from service.admission.rates import Rates
 from service.auth import Authoriser, parse_api_keys
@@ -44,6 +46,16 @@ FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, th
 Connect = Callable[[Settings], AbstractAsyncContextManager[Backend]]
 
 
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Which of the workers this one is, and where it shares with them; alone it shares nothing."""
+
+    worker: int = 0
+    rates_fd: int | None = None  # the tenants' rate limits
+    canaries_fd: int | None = None  # how canaries fare
+    encodes_fd: int | None = None  # what the tenants have at the encoder
+
+
 @asynccontextmanager
 async def connected(settings: Settings) -> AsyncIterator[TritonBackend]:
     """Yield the model behind the Triton that `settings` name."""
@@ -64,8 +76,7 @@ async def serve(
     on_ready: Callable[[Callable[[], bool]], None],
     connect: Connect = connected,
     open_when_ready: bool = False,
-    rates_fd: int | None = None,
-    canaries_fd: int | None = None,
+    neighbours: Neighbours | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
@@ -73,12 +84,12 @@ async def serve(
     `connect` opens what computes: Triton, or for a measurement of the gateway alone what costs nothing.
 
     HTTP and gRPC share their ports with other workers; that nobody else has them is the supervisor's business. With
-    `open_when_ready` this worker takes no connections before it can answer: others do meanwhile. `rates_fd` is where it
-    shares the tenants' rate limits with them, `canaries_fd` how their canaries fare.
+    `open_when_ready` this worker takes no connections before it can answer: its `neighbours` do meanwhile.
 
     Raises:
         StartError: a port is taken, TLS files cannot be used, or there is no room for the cache.
     """
+    neighbours = neighbours or Neighbours()
     stop, ready = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -93,9 +104,10 @@ async def serve(
         await stack.enter_async_context(decoder.running())
         observer = Observer(metrics, await stack.enter_async_context(tracer_from_environment()))
         authoriser = _authoriser(settings)
-        rates = _rates(settings, authoriser, metrics, rates_fd)
-        canaries = Canaries(canaries_fd)
-        segmenter = _segmenter(settings, backend, cache, decoder, rates, observer, canaries=canaries)
+        rates = _rates(settings, authoriser.tenants, metrics, neighbours.rates_fd)
+        permits = _permits(settings, authoriser.tenants, rates, metrics, neighbours)
+        canaries = Canaries(neighbours.canaries_fd)
+        segmenter = _segmenter(settings, backend, cache, decoder, permits, rates, observer=observer, canaries=canaries)
         tls = tls_files(settings)
         rpc = _rpc_server(settings, segmenter, authoriser, observer, tls)
         http = HttpServer(create_app(segmenter, authoriser, observer), observer, settings.drain_s, tls)
@@ -172,12 +184,19 @@ def _cache(settings: Settings, metrics: Metrics, store: RedisLevel | None) -> Em
     )
 
 
-def _rates(settings: Settings, authoriser: Authoriser, metrics: Metrics, rates_fd: int | None) -> Rates:
-    return Rates(
-        authoriser.tenants,
-        rate=settings.tenant_rate,
-        burst=settings.tenant_burst,
-        buckets_fd=rates_fd,
+def _rates(settings: Settings, tenants: Collection[str], metrics: Metrics, rates_fd: int | None) -> Rates:
+    return Rates(tenants, rate=settings.tenant_rate, burst=settings.tenant_burst, buckets_fd=rates_fd, observer=metrics)
+
+
+def _permits(
+    settings: Settings, tenants: Collection[str], rates: Rates, metrics: Metrics, neighbours: Neighbours
+) -> Permits:
+    return Permits(
+        settings.max_concurrency,
+        max_wait_s=settings.max_wait_s,
+        max_bytes=settings.max_bytes_in_flight,
+        active_tenants=lambda: rates.active,
+        encodes_elsewhere=Elsewhere(tenants, neighbours.worker, settings.workers, neighbours.encodes_fd),
         observer=metrics,
     )
 
@@ -187,18 +206,12 @@ def _segmenter(  # noqa: PLR0913 - what it is composed of
     backend: Backend,
     cache: EmbeddingCache,
     decoder: DecodePool,
+    permits: Permits,
     rates: Rates,
-    observer: Observer,
     *,
+    observer: Observer,
     canaries: Canaries,
 ) -> Segmenter:
-    permits = Permits(
-        settings.max_concurrency,
-        max_wait_s=settings.max_wait_s,
-        max_bytes=settings.max_bytes_in_flight,
-        active_tenants=lambda: rates.active,
-        observer=observer.metrics,
-    )
     return Segmenter(
         backend=backend,
         cache=cache,

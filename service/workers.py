@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
+from service.admission.elsewhere import shared_rows
 from service.admission.rates import shared_buckets
 from service.auth import Authoriser, parse_api_keys
 from service.cache.files import discard_arenas, owning
@@ -70,7 +71,9 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
         tenants = Authoriser(parse_api_keys(settings.api_keys.get_secret_value())).tenants
         rates_fd = stack.enter_context(shared_buckets(len(tenants)))
         canaries_fd = stack.enter_context(shared_canaries())
-        workers = Workers(settings.workers, Shared(folder, (rates_fd, canaries_fd), environment), on_ready, answers)
+        encodes_fd = stack.enter_context(shared_rows(len(tenants), settings.workers))
+        shared = Shared(folder, (rates_fd, canaries_fd, encodes_fd), environment)
+        workers = Workers(settings.workers, shared, on_ready, answers)
         collectors = (WorkerProcesses(workers.pids, workers.restarts), CacheUsage(settings.arena_name))
         stack.enter_context(
             serving_metrics(settings.metrics_host or settings.host, settings.metrics_port, folder, *collectors)
@@ -107,10 +110,10 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all workers have: a folder for metrics, memory (of rates, of canaries), and environment besides our own."""
+    """What all workers have: a folder for metrics, memory (`server.Neighbours`), and environment besides our own."""
 
     folder: Path
-    fds: tuple[int, int]
+    fds: tuple[int, int, int]
     environment: Mapping[str, str]
 
 

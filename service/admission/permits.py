@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
 
 from service.admission.contract import Lane, Observer, Refusal, Spent, Unobserved
+from service.admission.elsewhere import Elsewhere
 from service.admission.waiting_room import Permit, WaitingRoom
 from service.errors import OverloadedError
 
@@ -29,24 +30,26 @@ class Permits:
         max_wait_s: The longest that a request may have to expect to wait.
         max_bytes: Bytes of request bodies held at once.
         active_tenants: How many share the permits at present, at least 1.
+        encodes_elsewhere: What other workers have at work of encodes; None: there are none.
         observer: Counts.
         clock: Seconds that only grow.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what bounds it, by name
         self,
         max_concurrency: int,
         *,
         max_wait_s: float = 1.0,
         max_bytes: float = math.inf,
         active_tenants: Callable[[], int] = lambda: 1,
+        encodes_elsewhere: Elsewhere | None = None,
         observer: Observer | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         encodes = max(1, max_concurrency // ENCODE_PART)
         self._rooms = {
             Lane.PROMPT: WaitingRoom(max(1, max_concurrency - encodes), max_concurrency, overtaken=True),
-            Lane.ENCODE: WaitingRoom(encodes, max_concurrency, overtaken=False),
+            Lane.ENCODE: WaitingRoom(encodes, max_concurrency, overtaken=False, elsewhere=encodes_elsewhere),
         }
         self._max_wait_s = max_wait_s
         self._max_bytes = max_bytes
@@ -83,11 +86,14 @@ class Permits:
             raise OverloadedError("too many of your answers wait to be read; read them, and send the request again")
         room = self._rooms[lane]
         room.tenants = self._active_tenants()
-        if room.fits(tenant, self._limit(lane)):
+        now_s, limit = self._clock(), self._limit(lane)
+        room.ask(tenant, now_s)
+        if room.fits(tenant, now_s, limit):
             return
-        wait_s = room.wait_s(tenant, self._clock(), self._limit(lane))
-        if room.is_full_for(tenant) or wait_s > min(self._max_wait_s, left_s):
-            self._note_refused(room)
+        wait_s = room.wait_s(tenant, now_s, limit)
+        if room.is_full_for(tenant, now_s, limit) or wait_s > min(self._max_wait_s, left_s):
+            room.refuse(tenant, now_s)
+            self._observer.refused(Refusal.WAIT)
             raise OverloadedError(
                 f"{room.held} requests of this kind are under way and {room.waiting} wait; come back in a moment",
                 retry_after_s=max(wait_s, MIN_RETRY_S),
@@ -156,8 +162,13 @@ class Permits:
         self._call_up()
 
     def tell(self) -> None:
-        """Tell the observer how things are; to be called every now and then."""
+        """Tell the observer and other workers how things are; to be called every now and then.
+
+        Who waits may go to work by now without anything having ended here: with another worker something did.
+        """
+        self._call_up()
         for lane, room in self._rooms.items():
+            room.beat(self._clock())
             self._observer.admission(lane, held=room.held, waiting=room.waiting, limit=self._limit(lane))
         self._observer.bodies(self._held_bytes)
 
@@ -184,17 +195,14 @@ class Permits:
 
     def _send_away(self, room: WaitingRoom, place: "asyncio.Future[Permit]") -> None:
         if not place.done():
-            self._note_refused(room)
+            room.refused = True
+            self._observer.refused(Refusal.WAIT)
             place.set_exception(OverloadedError("others take longer than expected; come back in a moment"))
-
-    def _note_refused(self, room: WaitingRoom) -> None:
-        room.refused = True
-        self._observer.refused(Refusal.WAIT)
 
     def _call_up(self) -> None:
         """Give free permits to those who wait, prompts first."""
         for lane, room in self._rooms.items():
-            while turn := room.next_turn(self._limit(lane)):
+            while turn := room.next_turn(self._clock(), self._limit(lane)):
                 tenant, place = turn
                 place.set_result(room.take(tenant, self._clock(), self._limit(lane)))
 

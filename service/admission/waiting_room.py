@@ -6,18 +6,25 @@ what a deficit round robin reaches with a cost per request that nobody knows bef
 
 What a tenant has at work beyond its share, since nobody else wanted it, others do not wait for here: who is within its
 share finds room as if it were not there. The model server then lets others' prompts go first. Its encoder serves who
-comes first, and others would have to sit it out: there a tenant gets more than its share only while few are at work.
+comes first, in batches, and others would have to sit it out. There a tenant that presses, be it on several workers, has
+no more at work than leaves others room in the next batch, until it has not pressed for a while.
 """
 
 import asyncio
 import math
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from service.admission.adaptive_limit import AdaptiveLimit
+from service.admission.elsewhere import CALM_S, Elsewhere, Lately
 
 LEAST_SHARE = 2  # two requests at once are no greed, however many tenants there are
-FEW = 3  # are at work when it is less than one of so many that may be: a batch for the encoder, and little to sit out
+# Where nobody is overtaken. A batch of the encoder's holds four: whoever comes shall find room in the next one. By what
+# they cost others and the tenant itself in a simulation of the encoder's queue, with two to eight tenants and one to
+# eight workers.
+MANY, LEAST_MANY = 24, 6  # under way are pressing: so many, shared by all tenants, but no fewer than this
+PRESSING = 6  # shared by all tenants, is what each of them that presses may have at work: one at least
+FEW = 2  # at work keep the encoder busy: what it computes, and the next
 SMOOTHING_UP, SMOOTHING_DOWN = 1 / 4, 1 / 16  # slower work must be noticed before the room is full of it
 
 
@@ -70,12 +77,14 @@ class Permit:
 class WaitingRoom:
     """The requests of one lane: at most `most` at work, `places` waiting. It only keeps books; for one event loop.
 
-    `overtaken` says that in the model server, too, others go before what is beyond its tenant's share.
+    `overtaken` says that in the model server, too, others go before what is beyond its tenant's share. Where they do
+    not, what is at work `elsewhere` counts, too.
     """
 
-    def __init__(self, most: int, places: int, *, overtaken: bool) -> None:
+    def __init__(self, most: int, places: int, *, overtaken: bool, elsewhere: Elsewhere | None = None) -> None:
         self.limit = AdaptiveLimit(most)
         self._overtaken = overtaken
+        self._elsewhere = elsewhere or Elsewhere()
         self._places = places
         self.tenants = 1  # that ask lately, to share between
         self.waiting = 0
@@ -83,27 +92,53 @@ class WaitingRoom:
         # Those beyond their tenant's share are overtaken, and held for far longer.
         self._within, self._beyond = _Held(), _Held()
         self._tenants: dict[str, _Tenant] = {}  # in the order of their turns
+        self._lately: defaultdict[str, Lately] = defaultdict(Lately)
 
     @property
     def held(self) -> int:
         """How many are at work."""
         return self._within.count + self._beyond.count
 
-    def fits(self, tenant: str, limit: int) -> bool:
+    def ask(self, tenant: str, now_s: float) -> None:
+        """Note that `tenant` asks for one more."""
+        if self._overtaken:
+            return
+        self._lately[tenant].asked_s = now_s
+        if self._under_way(tenant, now_s) >= max(LEAST_MANY, MANY // self._sharing(now_s)):
+            self._lately[tenant].pressed_s = now_s
+        self._tell(tenant)
+
+    def refuse(self, tenant: str, now_s: float) -> None:
+        """Note that one of `tenant` is refused: if it has others under way, it asks for too much."""
+        self.refused = True
+        if self._under_way(tenant, now_s) >= LEAST_SHARE:
+            self._lately[tenant].pressed_s = now_s
+            self._tell(tenant)
+
+    def beat(self, now_s: float) -> None:
+        """Tell other workers that this one is there."""
+        self._elsewhere.beat(now_s)
+
+    def fits(self, tenant: str, now_s: float, limit: int) -> bool:
         """Whether one more of `tenant` may go to work now."""
         if self.held >= self.limit.most:
             return False
-        if self._is_within_share(tenant, limit):
+        if self._is_within_share(tenant, now_s, limit):
             return self._within.count < limit
-        return self.held < (limit if self._overtaken else max(1, limit // FEW))
+        if self._overtaken:
+            return self.held < limit
+        few = limit if self._elsewhere.all_press(now_s) else min(FEW, limit)  # then there is nobody to leave room for
+        return self.held + self._elsewhere.at_work(now_s) < few
 
     def take(self, tenant: str, now_s: float, limit: int) -> Permit:
         """Note that `tenant` has one more at work; among equals, its next turn comes last."""
-        permit = Permit(now_s, others_go_first=not self._is_within_share(tenant, limit))
+        permit = Permit(now_s, others_go_first=not self._is_within_share(tenant, now_s, limit))
         (self._beyond if permit.others_go_first else self._within).give(now_s)
         books = self._tenants.pop(tenant, None) or _Tenant()
         self._tenants[tenant] = books
         books.held += 1
+        self._lately[tenant].served_s = now_s
+        self._tell(tenant)
         return permit
 
     def give_back(self, tenant: str, permit: Permit, now_s: float) -> None:
@@ -111,6 +146,7 @@ class WaitingRoom:
         books = self._tenants[tenant]
         books.held -= 1
         (self._beyond if permit.others_go_first else self._within).take_back(permit.began_s, now_s)
+        self._tell(tenant)
         self._forget_if_gone(tenant, books)
 
     def line_up(self, tenant: str) -> "asyncio.Future[Permit]":
@@ -119,6 +155,7 @@ class WaitingRoom:
         place: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
         books.waiting.append(place)
         self.waiting += 1
+        self._tell(tenant)
         return place
 
     def step_out(self, tenant: str, place: "asyncio.Future[Permit]") -> None:
@@ -127,20 +164,25 @@ class WaitingRoom:
         if books is not None and place in books.waiting:
             books.waiting.remove(place)
             self.waiting -= 1
+            self._tell(tenant)
             self._forget_if_gone(tenant, books)
 
-    def next_turn(self, limit: int) -> "tuple[str, asyncio.Future[Permit]] | None":
+    def next_turn(self, now_s: float, limit: int) -> "tuple[str, asyncio.Future[Permit]] | None":
         """Call up whose turn it is, if there is room for any who waits and was not cancelled in this very moment."""
         while self.waiting:
-            tenant, books = min(
-                ((name, books) for name, books in self._tenants.items() if books.waiting), key=lambda each: each[1].held
-            )
-            if not self.fits(tenant, limit):
+            waiting = [tenant for tenant, books in self._tenants.items() if books.waiting]
+            in_turn = sorted(waiting, key=lambda tenant: self._tenants[tenant].held)
+            if self._overtaken:  # if there is no room for the first, there is none for others
+                in_turn = in_turn[:1]
+            tenant = next((tenant for tenant in in_turn if self.fits(tenant, now_s, limit)), None)
+            if tenant is None:
                 return None
+            books = self._tenants[tenant]
             place = books.waiting.popleft()
             self.waiting -= 1
             if not place.done():
                 return tenant, place
+            self._tell(tenant)
             self._forget_if_gone(tenant, books)
         return None
 
@@ -159,7 +201,7 @@ class WaitingRoom:
             if other is not mine:
                 ahead += min(len(other.waiting), max(0, level - other.held))
         within, everything = [self._within], [self._within, self._beyond]
-        if not self._is_within_share(tenant, limit):
+        if not self._is_within_share(tenant, now_s, limit):
             in_the_way, room = everything, limit
         elif self.held < self.limit.most:
             in_the_way, room = within, limit
@@ -167,22 +209,57 @@ class WaitingRoom:
             in_the_way, room = everything, self.limit.most
         ahead += max(0, sum(held.count for held in in_the_way) - room)
         ends_per_s = sum(held.ends_per_s(now_s) for held in in_the_way)
-        return (ahead + 1) / ends_per_s if ends_per_s else 0.0
+        if ends_per_s:
+            return (ahead + 1) / ends_per_s
+        return (ahead + 1) * max(self._within.smoothed_s, self._beyond.smoothed_s)  # all that is at work is elsewhere
 
-    def is_full_for(self, tenant: str) -> bool:
+    def is_full_for(self, tenant: str, now_s: float, limit: int) -> bool:
         """Whether as many of `tenant` wait as may, the places being shared by all tenants there.
 
-        Until it is known how long a permit is held, no more may wait than may work.
+        Until it is known how long a permit is held, no more may wait than may work. Where nobody is overtaken, few of
+        who presses: what ends elsewhere, and makes room for them, is not known here.
         """
         mine = self._tenants.get(tenant)
+        if mine is None:
+            return False
+        if not self._overtaken and not self._is_within_share(tenant, now_s, limit):
+            return len(mine.waiting) >= LEAST_MANY
         places = self._places if self._within.smoothed_s else min(self._places, self.limit.value)
-        return mine is not None and len(mine.waiting) * len(self._tenants) >= places
+        return len(mine.waiting) * len(self._tenants) >= places
 
-    def _is_within_share(self, tenant: str, limit: int) -> bool:
-        """Whether one more of `tenant` is no more than each would have, or at least not the most that anybody has."""
+    def _is_within_share(self, tenant: str, now_s: float, limit: int) -> bool:
+        """Whether one more of `tenant` is no more than each would have, or at least not the most that anybody has.
+
+        Where nobody is overtaken: whether `tenant` does not press, or it is no more than who presses may have, and the
+        turn of this worker.
+        """
         mine = self._tenants[tenant].held + 1 if tenant in self._tenants else 1
-        share = max(LEAST_SHARE, math.ceil(limit / self.tenants))
-        return mine <= share or mine < max(books.held for books in self._tenants.values())
+        sharing = self._sharing(now_s)
+        if self._overtaken or sharing == 1:
+            share = max(LEAST_SHARE, math.ceil(limit / sharing))
+            return mine <= share or mine < max(books.held for books in self._tenants.values())
+        lately = self._lately[tenant]
+        if now_s > max(lately.pressed_s, self._elsewhere.pressed_s(tenant)) + CALM_S:
+            return True
+        if mine + self._elsewhere.at_work_of(tenant, now_s) > self._share_of_who_presses(now_s):
+            return False
+        return self._elsewhere.turn_s(tenant, now_s) >= lately.served_s
+
+    def _sharing(self, now_s: float) -> int:
+        """Return how many tenants share the permits: those that ask for anything, or if it is known, in this lane."""
+        return self._elsewhere.asking(now_s) or self.tenants
+
+    def _share_of_who_presses(self, now_s: float) -> int:
+        return max(1, PRESSING // self._sharing(now_s))
+
+    def _under_way(self, tenant: str, now_s: float) -> int:
+        """Return how many of `tenant` are at work, with any worker, or wait here."""
+        books = self._tenants.get(tenant) or _Tenant()
+        return books.held + len(books.waiting) + self._elsewhere.at_work_of(tenant, now_s)
+
+    def _tell(self, tenant: str) -> None:
+        books = self._tenants.get(tenant) or _Tenant()
+        self._elsewhere.tell(tenant, at_work=books.held, waiting=len(books.waiting), lately=self._lately[tenant])
 
     def _forget_if_gone(self, tenant: str, books: _Tenant) -> None:
         if not books.held and not books.waiting:

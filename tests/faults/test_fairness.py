@@ -6,9 +6,10 @@ else this machine does meets both alike.
 
 import asyncio
 import os
+import random
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -43,7 +44,7 @@ EXCESS = 20
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     models = slow_models(tmp_path_factory.mktemp("models"), max_batch=MAX_BATCH)
     settings = {"SAM_MODEL_REPOSITORY": str(models.path), "SAM_API_KEYS": KEYS, "SAM_LOG_LEVEL": "error"}
-    with RunningService.start(**settings) as service:
+    with RunningService.start(**settings, SAM_WORKERS="2") as service:
         for tenant in TENANTS:
             headers = {"authorization": f"Bearer {tenant}"}
             url = f"{service.url}/v1/images/load"
@@ -103,6 +104,20 @@ def p99_s(rounds: list[list[Samples]]) -> float:
     return statistics.quantiles(times_s, n=100)[-1]
 
 
+def moved_by(asked: Asked) -> tuple[float, float]:
+    """Return by how much of itself the p99 moved, and the standard error of that, by drawing rounds again (bootstrap).
+
+    Of a few hundred uploads the last hundredth is three or four: two halves of the same run may be a fifth apart.
+    """
+
+    def moved_in(rounds: Sequence[int]) -> float:
+        fair, unfair = ([of[number] for number in rounds] for of in (asked.fair, asked.unfair))
+        return p99_s(unfair) / p99_s(fair) - 1
+
+    every, chance = range(len(asked.fair)), random.Random(0)  # noqa: S311 - chance, not secrets
+    return moved_in(every), statistics.stdev(moved_in(chance.choices(every, k=len(every))) for _ in range(200))
+
+
 def answered_of(rounds: list[list[Samples]]) -> tuple[int, int]:
     """Return how many were answered, and how many asked."""
     everybody = [samples for others in rounds for samples in others]
@@ -139,23 +154,34 @@ def test_a_tenant_at_twenty_times_its_share_does_not_move_the_others(
     assert answered >= (0.99 * asked if full else asked)
 
 
-def test_a_tenant_that_uploads_twenty_times_its_share_has_no_others_refused(
+def test_a_tenant_that_uploads_twenty_times_its_share_does_not_move_the_others(
     slow: RunningService, report: Report, *, full: bool
 ) -> None:
-    """They wait longer: the encoder serves who comes first, in batches, and has no time to spare any more."""
-    rounds, seconds = (3, 30.0) if full else (1, 5.0)
+    """The encoder serves who comes first, in batches: so the greedy one's uploads must not be there before theirs."""
+    rounds, seconds = (8, 30.0) if full else (1, 5.0)
     became = run_in_turns(slow, rounds, seconds, "encode", full=full)
     answered, asked = answered_of(became.unfair)
-    waited = f", p99 {p99_s(became.fair):.1f} s to {p99_s(became.unfair):.1f} s" if full else ""
     kept = answered >= 0.99 * asked if full else answered > asked / 2  # what a machine can encode is not known
     report(
         PROMISE,
         "a tenant that uploads 20x its share is who is refused",
-        f"{answered} of {asked} of the others' uploads answered, {became.refused} of its own refused{waited}",
+        f"{answered} of {asked} of the others' uploads answered, {became.refused} of its own refused",
         kept=kept,
     )
     assert became.refused > 0
     assert kept
+    if full:
+        by, error = moved_by(became)
+        answered_before, asked_before = answered_of(became.fair)
+        kept = by - error < 0.1 and answered_before >= 0.99 * asked_before
+        report(
+            PROMISE,
+            "a tenant that uploads 20x its share moves others' p99 by < 10 %",
+            f"{100 * by:+.0f} %, give or take {100 * error:.0f} "
+            f"({p99_s(became.fair):.2f} s to {p99_s(became.unfair):.2f} s)",
+            kept=kept,
+        )
+        assert kept
 
 
 def test_who_lets_others_go_first_gets_a_turn_before_its_deadline(slow: RunningService) -> None:

@@ -15,6 +15,7 @@ import grpc
 import httpx
 import pytest
 
+from service.admission.elsewhere import shared_rows
 from service.admission.rates import shared_buckets
 from service.canaries import shared_canaries
 from service.exposition import FOLDER_VARIABLE
@@ -184,10 +185,10 @@ def test_a_worker_that_hangs_is_killed_after_the_drain_and_leaves_nothing(tmp_pa
 
 def test_a_worker_tells_of_itself_from_the_start_also_while_there_is_no_model(tmp_path: Path) -> None:
     """By that its supervisor, here the test, tells one that waits from one that hangs."""
-    settings = free_settings()
+    settings = {**free_settings(), "SAM_WORKERS": "6"}
     reader, writer = os.pipe()
-    with shared_buckets(1) as rates_fd, shared_canaries() as canaries_fd:
-        fds = (writer, rates_fd, canaries_fd)
+    with shared_buckets(1) as rates_fd, shared_canaries() as canaries_fd, shared_rows(1, 6) as encodes_fd:
+        fds = (writer, rates_fd, canaries_fd, encodes_fd)
         worker = subprocess.Popen(
             [sys.executable, "-m", "service.worker", *map(str, (5, os.getpid(), *fds))],
             cwd=ROOT,

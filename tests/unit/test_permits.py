@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.admission.contract import Lane, Refusal, Spent
+from service.admission.elsewhere import Elsewhere, shared_rows
 from service.admission.permits import SMALL_BODY_BYTES, Permits
 from service.errors import OverloadedError
 
@@ -77,14 +78,22 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+CALLERS = ("a", "b", "c", "t")
+
+
 class Turmoil:
     """Requests that come, end and are cancelled in any order; after each step the books must be right."""
 
-    def __init__(self, concurrency: int) -> None:
+    def __init__(self, concurrency: int, rows_fd: int) -> None:
         self.clock, self.watching = Clock(), Watching()
         self.tenants = 1
+        one, self.seen_elsewhere = (Elsewhere(CALLERS, worker, 2, rows_fd) for worker in range(2))
         self.permits = Permits(
-            concurrency, active_tenants=lambda: self.tenants, observer=self.watching, clock=self.clock
+            concurrency,
+            active_tenants=lambda: self.tenants,
+            encodes_elsewhere=one,
+            observer=self.watching,
+            clock=self.clock,
         )
         self.crowd = Crowd(self.permits)
         self.tasks: list[asyncio.Task[None]] = []
@@ -117,6 +126,8 @@ class Turmoil:
         for lane, (held, waiting, _) in self.watching.lanes.items():
             assert held <= self.most[lane]
             assert min(held, waiting) >= 0
+        at_work = sum(self.seen_elsewhere.at_work_of(tenant, self.clock()) for tenant in CALLERS)
+        assert at_work == self.seen_elsewhere.at_work(self.clock()) == self.watching.lanes[Lane.ENCODE][0]
 
     async def end(self) -> None:
         for leave in self.crowd.leave:
@@ -139,7 +150,7 @@ class Turmoil:
 ACTIONS = st.tuples(
     st.sampled_from(["come", "come", "cancel", "end", "end and cancel", "loop", "time", "adapt", "tenants"]),
     st.integers(0, 30),
-    st.sampled_from(["a", "b", "c"]),
+    st.sampled_from(CALLERS[:3]),
     st.sampled_from(Lane),
 )
 
@@ -150,12 +161,14 @@ def test_whatever_is_cancelled_whenever_no_permit_is_lost_or_given_twice(
     actions: list[tuple[str, int, str, Lane]], concurrency: int
 ) -> None:
     async def scenario() -> None:
-        turmoil = Turmoil(concurrency)
-        for action in actions:
-            await turmoil.step(*action)
-        await turmoil.end()
-        await turmoil.take_all()
-        await turmoil.end()
+        with shared_rows(len(CALLERS), 2) as rows_fd:
+            turmoil = Turmoil(concurrency, rows_fd)
+            for action in actions:
+                await turmoil.step(*action)
+            await turmoil.end()
+            turmoil.clock.now_s += 60  # in which nobody presses
+            await turmoil.take_all()
+            await turmoil.end()
 
     run(scenario)
 
@@ -202,26 +215,46 @@ def test_what_a_tenant_has_beyond_its_share_is_overtaken_and_keeps_nobody_waitin
     run(scenario)
 
 
-def test_where_nobody_is_overtaken_a_tenant_gets_more_than_its_share_only_while_few_are_at_work() -> None:
+def test_where_nobody_is_overtaken_a_lone_tenant_has_all_there_is() -> None:
     async def scenario() -> None:
-        tenants = 1
-        permits = Permits(48, active_tenants=lambda: tenants)  # twelve for encodes
-        crowd = Crowd(permits)
+        crowd = Crowd(Permits(48))  # twelve for encodes
         tasks = [crowd.come("greedy", Lane.ENCODE) for _ in range(13)]
         await settle()
-        assert crowd.order == ["greedy"] * 12  # alone it has them all
-        await crowd.end(tasks)
-        tenants = 4
-        crowd = Crowd(permits)
-        tasks = [crowd.come("greedy", Lane.ENCODE) for _ in range(7)]
-        await settle()
-        assert crowd.order == ["greedy"] * 4
-        tasks += [crowd.come(tenant, Lane.ENCODE) for tenant in "ab" for _ in range(3)]
-        await settle()
-        assert crowd.order == ["greedy"] * 4 + list("aaabbb")
+        assert crowd.order == ["greedy"] * 12
         await crowd.end(tasks)
 
     run(scenario)
+
+
+def test_who_waits_goes_to_work_soon_after_work_of_its_tenant_has_ended_with_another_worker() -> None:
+    async def scenario(rows_fd: int) -> None:
+        clock = Clock()
+        both = [
+            Crowd(Permits(48, encodes_elsewhere=Elsewhere(CALLERS, worker, 2, rows_fd), clock=clock))
+            for worker in range(2)
+        ]
+        tasks = [both[0].come(tenant, Lane.ENCODE) for tenant in CALLERS[:3]]
+        await settle()
+        clock.now_s += 1
+        for crowd in both:
+            crowd.permits.tell()
+        tasks += [both[0].come("t", Lane.ENCODE) for _ in range(6)]
+        await settle()
+        tasks.append(both[1].come("t", Lane.ENCODE))  # one too many
+        await settle()
+        assert [crowd.order.count("t") for crowd in both] == [6, 0]
+        for leave in both[0].leave:
+            leave.set()
+        await settle()
+        both[1].permits.tell()
+        await settle()
+        assert [crowd.order.count("t") for crowd in both] == [6, 1]
+        for crowd in both:
+            await crowd.end([])
+        await asyncio.gather(*tasks)
+
+    with shared_rows(len(CALLERS), 2) as rows_fd:
+        asyncio.run(scenario(rows_fd))
 
 
 def test_a_lone_tenant_s_requests_keep_their_order() -> None:
