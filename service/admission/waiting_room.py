@@ -125,10 +125,9 @@ class WaitingRoom:
             return False
         if self._is_within_share(tenant, now_s, limit):
             return self._within.count < limit
-        if self._overtaken:
-            return self.held < limit
-        few = limit if self._elsewhere.all_press(now_s) else min(FEW, limit)  # then there is nobody to leave room for
-        return self.held + self._elsewhere.at_work(now_s) < few
+        if self._leaves_room(now_s):
+            return self.held + self._elsewhere.at_work(now_s) < min(FEW, limit)
+        return self.held < limit
 
     def take(self, tenant: str, now_s: float, limit: int) -> Permit:
         """Note that `tenant` has one more at work; among equals, its next turn comes last."""
@@ -216,13 +215,13 @@ class WaitingRoom:
     def is_full_for(self, tenant: str, now_s: float, limit: int) -> bool:
         """Whether as many of `tenant` wait as may, the places being shared by all tenants there.
 
-        Until it is known how long a permit is held, no more may wait than may work. Where nobody is overtaken, few of
-        who presses: what ends elsewhere, and makes room for them, is not known here.
+        Until it is known how long a permit is held, no more may wait than may work. Of who presses, and leaves others
+        room, few: what ends elsewhere, and makes room for them, is not known here.
         """
         mine = self._tenants.get(tenant)
         if mine is None:
             return False
-        if not self._overtaken and not self._is_within_share(tenant, now_s, limit):
+        if self._leaves_room(now_s) and not self._is_within_share(tenant, now_s, limit):
             return len(mine.waiting) >= LEAST_MANY
         places = self._places if self._within.smoothed_s else min(self._places, self.limit.value)
         return len(mine.waiting) * len(self._tenants) >= places
@@ -230,13 +229,12 @@ class WaitingRoom:
     def _is_within_share(self, tenant: str, now_s: float, limit: int) -> bool:
         """Whether one more of `tenant` is no more than each would have, or at least not the most that anybody has.
 
-        Where nobody is overtaken: whether `tenant` does not press, or it is no more than who presses may have, and the
-        turn of this worker.
+        Of who presses, and leaves others room: whether it is no more than each that does may have, and the turn of this
+        worker.
         """
         mine = self._tenants[tenant].held + 1 if tenant in self._tenants else 1
-        sharing = self._sharing(now_s)
-        if self._overtaken or sharing == 1:
-            share = max(LEAST_SHARE, math.ceil(limit / sharing))
+        if not self._leaves_room(now_s):
+            share = max(LEAST_SHARE, math.ceil(limit / self._sharing(now_s)))
             return mine <= share or mine < max(books.held for books in self._tenants.values())
         lately = self._lately[tenant]
         if now_s > max(lately.pressed_s, self._elsewhere.pressed_s(tenant)) + CALM_S:
@@ -248,6 +246,10 @@ class WaitingRoom:
     def _sharing(self, now_s: float) -> int:
         """Return how many tenants share the permits: those that ask for anything, or if it is known, in this lane."""
         return self._elsewhere.asking(now_s) or self.tenants
+
+    def _leaves_room(self, now_s: float) -> bool:
+        """Whether who presses leaves others room: there are others, that do not press, and they overtake nobody."""
+        return not self._overtaken and self._sharing(now_s) > 1 and not self._elsewhere.all_press(now_s)
 
     def _share_of_who_presses(self, now_s: float) -> int:
         return max(1, PRESSING // self._sharing(now_s))
