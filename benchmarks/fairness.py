@@ -115,7 +115,7 @@ class Gateway:
                 CONCURRENCY,
                 max_wait_s=MAX_WAIT_S,
                 active_tenants=lambda: len(tenants),
-                encodes_elsewhere=Elsewhere(tenants, worker, workers, rows_fd),
+                elsewhere={Lane.PROMPT: Elsewhere(), Lane.ENCODE: Elsewhere(tenants, worker, workers, rows_fd)},
                 clock=asyncio.get_running_loop().time,
             )
             for worker in range(workers)

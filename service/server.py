@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
+from service.admission.contract import Lane
 from service.admission.elsewhere import Elsewhere
 from service.admission.permits import Permits
 from service.admission.rates import Rates
@@ -53,7 +54,8 @@ class Neighbours:
     worker: int = 0
     rates_fd: int | None = None  # the tenants' rate limits
     canaries_fd: int | None = None  # how canaries fare
-    encodes_fd: int | None = None  # what the tenants have at the encoder
+    prompts_fd: int | None = None  # what the tenants have at work, of prompts
+    encodes_fd: int | None = None  # and of encodes
 
 
 @asynccontextmanager
@@ -196,7 +198,10 @@ def _permits(
         max_wait_s=settings.max_wait_s,
         max_bytes=settings.max_bytes_in_flight,
         active_tenants=lambda: rates.active,
-        encodes_elsewhere=Elsewhere(tenants, neighbours.worker, settings.workers, neighbours.encodes_fd),
+        elsewhere={
+            Lane.PROMPT: Elsewhere(tenants, neighbours.worker, settings.workers, neighbours.prompts_fd),
+            Lane.ENCODE: Elsewhere(tenants, neighbours.worker, settings.workers, neighbours.encodes_fd),
+        },
         observer=metrics,
     )
 

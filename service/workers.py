@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
+from service.admission.contract import Lane
 from service.admission.elsewhere import shared_rows
 from service.admission.rates import shared_buckets
 from service.auth import Authoriser, parse_api_keys
@@ -71,8 +72,8 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
         tenants = Authoriser(parse_api_keys(settings.api_keys.get_secret_value())).tenants
         rates_fd = stack.enter_context(shared_buckets(len(tenants)))
         canaries_fd = stack.enter_context(shared_canaries())
-        encodes_fd = stack.enter_context(shared_rows(len(tenants), settings.workers))
-        shared = Shared(folder, (rates_fd, canaries_fd, encodes_fd), environment)
+        lanes_fds = [stack.enter_context(shared_rows(len(tenants), settings.workers)) for _ in Lane]
+        shared = Shared(folder, (rates_fd, canaries_fd, *lanes_fds), environment)
         workers = Workers(settings.workers, shared, on_ready, answers)
         collectors = (WorkerProcesses(workers.pids, workers.restarts), CacheUsage(settings.arena_name))
         stack.enter_context(
@@ -113,7 +114,7 @@ class Shared:
     """What all workers have: a folder for metrics, memory (`server.Neighbours`), and environment besides our own."""
 
     folder: Path
-    fds: tuple[int, int, int]
+    fds: tuple[int, ...]
     environment: Mapping[str, str]
 
 

@@ -30,7 +30,7 @@ class Permits:
         max_wait_s: The longest that a request may have to expect to wait.
         max_bytes: Bytes of request bodies held at once.
         active_tenants: How many share the permits at present, at least 1.
-        encodes_elsewhere: What other workers have at work of encodes; None: there are none.
+        elsewhere: What other workers have at work in each lane; None: there are none.
         observer: Counts.
         clock: Seconds that only grow.
     """
@@ -42,14 +42,20 @@ class Permits:
         max_wait_s: float = 1.0,
         max_bytes: float = math.inf,
         active_tenants: Callable[[], int] = lambda: 1,
-        encodes_elsewhere: Elsewhere | None = None,
+        elsewhere: Mapping[Lane, Elsewhere] | None = None,
         observer: Observer | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         encodes = max(1, max_concurrency // ENCODE_PART)
+        most = {Lane.PROMPT: max(1, max_concurrency - encodes), Lane.ENCODE: encodes}
         self._rooms = {
-            Lane.PROMPT: WaitingRoom(max(1, max_concurrency - encodes), max_concurrency, overtaken=True),
-            Lane.ENCODE: WaitingRoom(encodes, max_concurrency, overtaken=False, elsewhere=encodes_elsewhere),
+            lane: WaitingRoom(
+                most[lane],
+                max_concurrency,
+                overtaken=lane is Lane.PROMPT,
+                elsewhere=elsewhere[lane] if elsewhere else None,
+            )
+            for lane in most
         }
         self._max_wait_s = max_wait_s
         self._max_bytes = max_bytes
@@ -91,7 +97,7 @@ class Permits:
         if room.fits(tenant, now_s, limit):
             return
         wait_s = room.wait_s(tenant, now_s, limit)
-        if room.is_full_for(tenant, now_s, limit) or wait_s > min(self._max_wait_s, left_s):
+        if room.is_full_for(tenant) or wait_s > min(self._max_wait_s, left_s):
             room.refuse(tenant, now_s)
             self._observer.refused(Refusal.WAIT)
             raise OverloadedError(

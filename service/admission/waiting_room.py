@@ -4,10 +4,11 @@ Fair between tenants: a free permit goes to the tenant with the fewest at work. 
 equally many, however many requests each sends and however long each takes: equal shares of permit-seconds, which is
 what a deficit round robin reaches with a cost per request that nobody knows beforehand.
 
-What a tenant has at work beyond its share, since nobody else wanted it, others do not wait for here: who is within its
-share finds room as if it were not there. The model server then lets others' prompts go first. Its encoder serves who
-comes first, in batches, and others would have to sit it out. There a tenant that presses, be it on several workers, has
-no more at work than leaves others room in the next batch, until it has not pressed for a while.
+A tenant presses when it has much more under way than others could have, with all workers together, or is refused; until
+it has not for a while. Who does not press goes to work as if what others have beyond their share were not there. Who
+presses has its share, and more only as long as there is room for it: what is beyond its share others' prompts overtake
+in the model server, too. Its encoder serves who comes first, in batches, and others would have to sit it out, so that
+there is only room for what leaves them their places in the next batch.
 """
 
 import asyncio
@@ -19,11 +20,10 @@ from service.admission.adaptive_limit import AdaptiveLimit
 from service.admission.elsewhere import CALM_S, Elsewhere, Lately
 
 LEAST_SHARE = 2  # two requests at once are no greed, however many tenants there are
-# Where nobody is overtaken. A batch of the encoder's holds four: whoever comes shall find room in the next one. By what
-# they cost others and the tenant itself in a simulation of the encoder's queue, with two to eight tenants and one to
-# eight workers.
 MANY, LEAST_MANY = 24, 6  # under way are pressing: so many, shared by all tenants, but no fewer than this
-PRESSING = 6  # shared by all tenants, is what each of them that presses may have at work: one at least
+# Where nobody is overtaken. A batch of the encoder's holds four: whoever comes shall find room in the next one. These
+# are by what they cost others, and who presses: see benchmarks/fairness.py.
+NOT_OVERTAKEN = 6  # shared by all tenants, is what each of them that presses may have at work: one at least
 FEW = 2  # at work keep the encoder busy: what it computes, and the next
 SMOOTHING_UP, SMOOTHING_DOWN = 1 / 4, 1 / 16  # slower work must be noticed before the room is full of it
 
@@ -77,8 +77,8 @@ class Permit:
 class WaitingRoom:
     """The requests of one lane: at most `most` at work, `places` waiting. It only keeps books; for one event loop.
 
-    `overtaken` says that in the model server, too, others go before what is beyond its tenant's share. Where they do
-    not, what is at work `elsewhere` counts, too.
+    `overtaken` says that in the model server, too, others go before what is beyond its tenant's share. What is at work
+    `elsewhere`, with other workers, is part of it.
     """
 
     def __init__(self, most: int, places: int, *, overtaken: bool, elsewhere: Elsewhere | None = None) -> None:
@@ -101,8 +101,6 @@ class WaitingRoom:
 
     def ask(self, tenant: str, now_s: float) -> None:
         """Note that `tenant` asks for one more."""
-        if self._overtaken:
-            return
         self._lately[tenant].asked_s = now_s
         if self._under_way(tenant, now_s) >= max(LEAST_MANY, MANY // self._sharing(now_s)):
             self._lately[tenant].pressed_s = now_s
@@ -125,9 +123,8 @@ class WaitingRoom:
             return False
         if self._is_within_share(tenant, now_s, limit):
             return self._within.count < limit
-        if self._leaves_room(now_s):
-            return self.held + self._elsewhere.at_work(now_s) < min(FEW, limit)
-        return self.held < limit
+        room = limit if self._overtaken or not self._leaves_room(now_s) else min(FEW, limit)
+        return self.held + self._elsewhere.at_work(now_s) < room
 
     def take(self, tenant: str, now_s: float, limit: int) -> Permit:
         """Note that `tenant` has one more at work; among equals, its next turn comes last."""
@@ -171,8 +168,6 @@ class WaitingRoom:
         while self.waiting:
             waiting = [tenant for tenant, books in self._tenants.items() if books.waiting]
             in_turn = sorted(waiting, key=lambda tenant: self._tenants[tenant].held)
-            if self._overtaken:  # if there is no room for the first, there is none for others
-                in_turn = in_turn[:1]
             tenant = next((tenant for tenant in in_turn if self.fits(tenant, now_s, limit)), None)
             if tenant is None:
                 return None
@@ -212,52 +207,60 @@ class WaitingRoom:
             return (ahead + 1) / ends_per_s
         return (ahead + 1) * max(self._within.smoothed_s, self._beyond.smoothed_s)  # all that is at work is elsewhere
 
-    def is_full_for(self, tenant: str, now_s: float, limit: int) -> bool:
+    def is_full_for(self, tenant: str) -> bool:
         """Whether as many of `tenant` wait as may, the places being shared by all tenants there.
 
-        Until it is known how long a permit is held, no more may wait than may work. Of who presses, and leaves others
-        room, few: what ends elsewhere, and makes room for them, is not known here.
+        Until it is known how long a permit is held, no more may wait than may work. While nothing is at work here, few:
+        what ends elsewhere, and makes room for them, is not known.
         """
         mine = self._tenants.get(tenant)
         if mine is None:
             return False
-        if self._leaves_room(now_s) and not self._is_within_share(tenant, now_s, limit):
+        if not self.held:
             return len(mine.waiting) >= LEAST_MANY
         places = self._places if self._within.smoothed_s else min(self._places, self.limit.value)
         return len(mine.waiting) * len(self._tenants) >= places
 
     def _is_within_share(self, tenant: str, now_s: float, limit: int) -> bool:
-        """Whether one more of `tenant` is no more than each would have, or at least not the most that anybody has.
+        """Whether one more of `tenant` is no more than its share, or at least not the most that anybody has.
 
-        Of who presses, and leaves others room: whether it is no more than each that does may have, and the turn of this
-        worker.
+        If it presses, while others ask, too, its share is of all workers, and it must be the turn of this one. Who does
+        not press may have a few more than its share; and where nobody is overtaken, as many as it likes.
         """
+        share = max(LEAST_SHARE, math.ceil(limit / self._sharing(now_s)))
+        if self._leaves_room(now_s):
+            if self._presses(tenant, now_s):
+                fair = self._at_work_of(tenant, now_s) < self._share_of_who_presses(now_s, limit)
+                return fair and self._elsewhere.turn_s(tenant, now_s) >= self._lately[tenant].served_s
+            if not self._overtaken:
+                return True
+            share = max(share, LEAST_MANY)
         mine = self._tenants[tenant].held + 1 if tenant in self._tenants else 1
-        if not self._leaves_room(now_s):
-            share = max(LEAST_SHARE, math.ceil(limit / self._sharing(now_s)))
-            return mine <= share or mine < max(books.held for books in self._tenants.values())
-        lately = self._lately[tenant]
-        if now_s > max(lately.pressed_s, self._elsewhere.pressed_s(tenant)) + CALM_S:
-            return True
-        if mine + self._elsewhere.at_work_of(tenant, now_s) > self._share_of_who_presses(now_s):
-            return False
-        return self._elsewhere.turn_s(tenant, now_s) >= lately.served_s
+        return mine <= share or mine < max(books.held for books in self._tenants.values())
+
+    def _presses(self, tenant: str, now_s: float) -> bool:
+        return now_s <= max(self._lately[tenant].pressed_s, self._elsewhere.pressed_s(tenant)) + CALM_S
 
     def _sharing(self, now_s: float) -> int:
         """Return how many tenants share the permits: those that ask for anything, or if it is known, in this lane."""
         return self._elsewhere.asking(now_s) or self.tenants
 
     def _leaves_room(self, now_s: float) -> bool:
-        """Whether who presses leaves others room: there are others, that do not press, and they overtake nobody."""
-        return not self._overtaken and self._sharing(now_s) > 1 and not self._elsewhere.all_press(now_s)
+        """Whether who presses leaves others room: there are others; and if nobody is overtaken, such that do not."""
+        return self._sharing(now_s) > 1 and (self._overtaken or not self._elsewhere.all_press(now_s))
 
-    def _share_of_who_presses(self, now_s: float) -> int:
-        return max(1, PRESSING // self._sharing(now_s))
+    def _share_of_who_presses(self, now_s: float, limit: int) -> int:
+        return max(1, (limit if self._overtaken else NOT_OVERTAKEN) // self._sharing(now_s))
+
+    def _at_work_of(self, tenant: str, now_s: float) -> int:
+        """Return how many of `tenant` are at work, with any worker."""
+        books = self._tenants.get(tenant)
+        return (books.held if books else 0) + self._elsewhere.at_work_of(tenant, now_s)
 
     def _under_way(self, tenant: str, now_s: float) -> int:
         """Return how many of `tenant` are at work, with any worker, or wait here."""
-        books = self._tenants.get(tenant) or _Tenant()
-        return books.held + len(books.waiting) + self._elsewhere.at_work_of(tenant, now_s)
+        books = self._tenants.get(tenant)
+        return self._at_work_of(tenant, now_s) + (len(books.waiting) if books else 0)
 
     def _tell(self, tenant: str) -> None:
         books = self._tenants.get(tenant) or _Tenant()

@@ -187,8 +187,8 @@ def test_a_worker_tells_of_itself_from_the_start_also_while_there_is_no_model(tm
     """By that its supervisor, here the test, tells one that waits from one that hangs."""
     settings = {**free_settings(), "SAM_WORKERS": "6"}
     reader, writer = os.pipe()
-    with shared_buckets(1) as rates_fd, shared_canaries() as canaries_fd, shared_rows(1, 6) as encodes_fd:
-        fds = (writer, rates_fd, canaries_fd, encodes_fd)
+    with shared_buckets(1) as rates_fd, shared_canaries() as canaries_fd, shared_rows(1, 6) as rows_fd:
+        fds = (writer, rates_fd, canaries_fd, rows_fd, rows_fd)
         worker = subprocess.Popen(
             [sys.executable, "-m", "service.worker", *map(str, (5, os.getpid(), *fds))],
             cwd=ROOT,

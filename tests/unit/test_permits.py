@@ -91,7 +91,7 @@ class Turmoil:
         self.permits = Permits(
             concurrency,
             active_tenants=lambda: self.tenants,
-            encodes_elsewhere=one,
+            elsewhere={Lane.PROMPT: Elsewhere(), Lane.ENCODE: one},
             observer=self.watching,
             clock=self.clock,
         )
@@ -230,7 +230,7 @@ def test_who_waits_goes_to_work_soon_after_work_of_its_tenant_has_ended_with_ano
     async def scenario(rows_fd: int) -> None:
         clock = Clock()
         both = [
-            Crowd(Permits(48, encodes_elsewhere=Elsewhere(CALLERS, worker, 2, rows_fd), clock=clock))
+            Crowd(Permits(48, elsewhere={lane: Elsewhere(CALLERS, worker, 2, rows_fd) for lane in Lane}, clock=clock))
             for worker in range(2)
         ]
         tasks = [both[0].come(tenant, Lane.ENCODE) for tenant in CALLERS[:3]]
@@ -338,25 +338,25 @@ def test_how_long_others_overtake_a_greedy_tenant_is_not_expected_of_those_withi
     async def scenario() -> None:
         clock, tenants = Clock(), ("greedy", "ann", "ben", "cy")
         permits = Permits(40, max_wait_s=1.0, active_tenants=lambda: len(tenants), clock=clock)
-        permits.adapt({Lane.PROMPT: Spent(0, 0.0, 0.0)})  # the limit is 12 now, a share three
+        permits.adapt({Lane.PROMPT: Spent(0, 0.0, 0.0)})  # the limit is 12 now
         crowd = Crowd(permits)
         tasks = [crowd.come("greedy") for _ in range(12)]
         await settle()
         clock.now_s += 0.4
-        for leave in crowd.leave[:3]:
+        for leave in crowd.leave[:6]:
             leave.set()
-        await asyncio.gather(*tasks[:3])
+        await asyncio.gather(*tasks[:6])
         clock.now_s += 100
         await crowd.end(tasks)
-        assert crowd.behind == [False] * 3 + [True] * 9
+        assert crowd.behind == [False] * 6 + [True] * 6  # a few more than its share, before it presses
         tasks = [crowd.come("greedy") for _ in range(12)]
         await settle()
-        tasks += [crowd.come(tenant) for tenant in tenants[1:] for _ in range(3)]
+        tasks += [crowd.come(tenant) for tenant in tenants[1:] for _ in range(2)]
         await settle()
-        assert crowd.behind[12:] == [False] * 3 + [True] * 9 + [False] * 9
+        assert crowd.behind[12:] == [False] * 6 + [True] * 6 + [False] * 6
         tasks.append(crowd.come("ann"))  # a twelfth of 0.4 s is what it may expect: still fewer than the greedy one has
         await settle()
-        assert len(crowd.order) == 33
+        assert len(crowd.order) == 30
         assert not tasks[-1].done()
         clock.now_s += 20  # nothing ends any more
         with pytest.raises(OverloadedError) as caught:
@@ -370,19 +370,19 @@ def test_how_long_others_overtake_a_greedy_tenant_is_not_expected_of_those_withi
 def test_when_nothing_ends_and_what_is_at_work_is_beyond_a_share_newcomers_are_refused_too() -> None:
     async def scenario() -> None:
         clock = Clock()
-        crowd = Crowd(Permits(8, max_wait_s=1.0, active_tenants=lambda: 4, clock=clock))  # six for prompts
-        tasks = [crowd.come("greedy") for _ in range(6)]
+        crowd = Crowd(Permits(16, max_wait_s=1.0, active_tenants=lambda: 4, clock=clock))  # twelve for prompts
+        tasks = [crowd.come("greedy") for _ in range(12)]
         await settle()
-        assert crowd.behind == [False] * 2 + [True] * 4
-        for leave in crowd.leave[:2]:
+        assert crowd.behind == [False] * 6 + [True] * 6
+        for leave in crowd.leave[:6]:
             leave.set()
-        tasks += [crowd.come("greedy") for _ in range(2)]
+        tasks += [crowd.come("greedy") for _ in range(6)]
         await settle()
-        assert crowd.behind[6:] == [True] * 2
+        assert crowd.behind[12:] == [True] * 6
         clock.now_s += 30
         with pytest.raises(OverloadedError) as caught:
             await crowd.come("ann")
-        assert caught.value.retry_after_s == pytest.approx(30 / 6)
+        assert caught.value.retry_after_s == pytest.approx(30 / 12)
         await crowd.end(tasks)
 
     run(scenario)

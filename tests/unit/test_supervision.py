@@ -87,7 +87,7 @@ def comes_true(script: str, holds: Callable[[Workers], bool], ticks: int, folder
     """Run a worker that does what `script` says, and return whether something comes to hold within so many ticks."""
 
     async def running() -> bool:
-        standing = Standing(1, Shared(folder, (0, 0, 0), {}), lambda: None, Answers())
+        standing = Standing(1, Shared(folder, (0, 0, 0, 0), {}), lambda: None, Answers())
         standing.script = script
         async with standing.running(0.1) as keeping:
             task = asyncio.create_task(keeping)

@@ -1,4 +1,4 @@
-"""Where nobody is overtaken: who presses leaves others room, whichever workers its requests are with."""
+"""Who presses leaves others room, whichever workers its requests are with."""
 
 import asyncio
 import math
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from service.admission.elsewhere import CALM_S, SILENT_S, Elsewhere, Lately, shared_rows
-from service.admission.waiting_room import FEW, LEAST_MANY, PRESSING, Permit, WaitingRoom
+from service.admission.waiting_room import FEW, LEAST_MANY, NOT_OVERTAKEN, Permit, WaitingRoom
 
 TENANTS = ("greedy", "ann", "ben", "cy")
 LIMIT = 16
@@ -62,7 +62,7 @@ def test_who_presses_gets_its_part_and_what_others_leave(rooms: list[WaitingRoom
     come(rooms, 100.0)
     leave("greedy", let_in(rooms, "greedy", 3 * LIMIT, 101.0), 102.0)
     others = let_in(rooms, "ann", FEW, 102.0)
-    assert len(let_in(rooms, "greedy", 5, 102.0)) == PRESSING // len(TENANTS) == 1
+    assert len(let_in(rooms, "greedy", 5, 102.0)) == NOT_OVERTAKEN // len(TENANTS) == 1
     leave("ann", others, 102.0)
     assert len(let_in(rooms, "greedy", 5, 102.0)) == FEW - 1
 
@@ -82,6 +82,20 @@ def test_who_is_refused_by_any_worker_while_it_has_others_under_way_presses(room
     assert len(let_in(rooms, "greedy", 3, 101.0)) == 3  # it had none
     rooms[-1].refuse("greedy", 101.0)
     assert len(let_in(rooms, "greedy", 3, 101.0)) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_prompts_beyond_a_share_are_no_more_with_several_workers_and_others_find_room(workers: int) -> None:
+    with shared_rows(len(TENANTS), workers) as fd:
+        rooms = [
+            WaitingRoom(2 * LIMIT, 64, overtaken=True, elsewhere=Elsewhere(TENANTS, index, workers, fd))
+            for index in range(workers)
+        ]
+        come(rooms, 100.0)
+        held = let_in(rooms, "greedy", 4 * LIMIT, 101.0)
+        assert len(held) == LIMIT
+        assert [permit.others_go_first for _, permit in held] == [False] * LEAST_MANY + [True] * (LIMIT - LEAST_MANY)
+        assert len(let_in(rooms, "ann", 3, 101.0)) == 3
 
 
 def test_a_tenant_that_alone_asks_has_all_there_is_though_others_ask_for_other_things(rooms: list[WaitingRoom]) -> None:
@@ -107,9 +121,9 @@ def test_where_all_that_is_at_work_is_elsewhere_few_may_wait_and_for_as_long_as_
         for waiting in range(LEAST_MANY):
             assert not let_in([other], "greedy", 1, 103.0)
             assert other.wait_s("greedy", 103.0, LIMIT) == 2.0 * (1 + waiting)
-            assert not other.is_full_for("greedy", 103.0, LIMIT)
+            assert not other.is_full_for("greedy")
             other.line_up("greedy")
-        assert other.is_full_for("greedy", 103.0, LIMIT)
+        assert other.is_full_for("greedy")
 
     with shared_rows(len(TENANTS), 2) as fd:
         rooms = (
