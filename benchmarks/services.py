@@ -12,10 +12,9 @@ from typing import Any
 
 import httpx
 
-from service.admission.rates import shared_buckets
 from service.cache.files import discard_arenas
-from service.canaries import shared_canaries
 from service.exposition import FOLDER_VARIABLE, metrics_folder
+from service.neighbours import shared_memory
 from service.reports import reports_from
 from tests.running import ROOT, RunningService, descendants_of, free_settings
 
@@ -51,7 +50,7 @@ def instant_service(workers: int) -> Iterator[Service]:
     with ExitStack() as stack:
         stack.callback(discard_arenas, f"sam-{settings['SAM_HTTP_PORT']}")
         folder = stack.enter_context(metrics_folder())
-        fds = (stack.enter_context(shared_buckets(1)), stack.enter_context(shared_canaries()))
+        fds = stack.enter_context(shared_memory(1, workers))
         reader, writer = os.pipe()
         stack.callback(os.close, reader)
         stack.callback(os.close, writer)

@@ -6,7 +6,6 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
@@ -25,6 +24,7 @@ from service.decoding import DecodePool
 from service.gate import Gate
 from service.image import ImageLimits
 from service.metrics import Metrics
+from service.neighbours import Neighbours
 from service.observer import Observer
 from service.ports import bound_socket
 from service.rest.app import create_app
@@ -45,17 +45,6 @@ QUIET_S = 0.3  # so long without a new call, while draining, and none is on its 
 FIRST_CANARY_S = 0.5  # how long to wait for it before saying, on open ports, that there is none
 
 Connect = Callable[[Settings], AbstractAsyncContextManager[Backend]]
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """Which of the workers this one is, and where it shares with them; alone it shares nothing."""
-
-    worker: int = 0
-    rates_fd: int | None = None  # the tenants' rate limits
-    canaries_fd: int | None = None  # how canaries fare
-    prompts_fd: int | None = None  # what the tenants have at work, of prompts
-    encodes_fd: int | None = None  # and of encodes
 
 
 @asynccontextmanager

@@ -16,8 +16,9 @@ import cv2
 from service.errors import StartError
 from service.exposition import FOLDER_VARIABLE, count_in_files_of
 from service.logs import configure_logging
+from service.neighbours import SHARED, Neighbours
 from service.reports import report_of
-from service.server import Connect, Neighbours, connected, serve
+from service.server import Connect, connected, serve
 from service.settings import Settings
 
 PR_SET_PDEATHSIG = 1
@@ -27,7 +28,7 @@ TELL_EVERY_S = 1.0
 def main(connect: Connect = connected) -> int:
     """Serve what `connect` opens until told to stop, or until the supervisor is gone; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m service.worker")
-    for name in ("index", "supervisor_pid", "supervisor_fd", "rates_fd", "canaries_fd", "prompts_fd", "encodes_fd"):
+    for name in ("index", "supervisor_pid", "supervisor_fd", *SHARED):
         parser.add_argument(name, type=int)
     parser.add_argument("--open-when-ready", action="store_true")
     arguments = parser.parse_args()
@@ -87,13 +88,7 @@ async def _serve(settings: Settings, arguments: argparse.Namespace, connect: Con
         on_ready=Teller(arguments.supervisor_fd, arguments.index).be_ready,
         connect=connect,
         open_when_ready=arguments.open_when_ready,
-        neighbours=Neighbours(
-            worker=arguments.index,
-            rates_fd=arguments.rates_fd,
-            canaries_fd=arguments.canaries_fd,
-            prompts_fd=arguments.prompts_fd,
-            encodes_fd=arguments.encodes_fd,
-        ),
+        neighbours=Neighbours(arguments.index, **{name: getattr(arguments, name) for name in SHARED}),
     )
 
 

@@ -13,12 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
-from service.admission.contract import Lane
-from service.admission.elsewhere import shared_rows
-from service.admission.rates import shared_buckets
 from service.auth import Authoriser, parse_api_keys
 from service.cache.files import discard_arenas, owning
-from service.canaries import shared_canaries
 from service.errors import StartError
 from service.exposition import (
     FOLDER_VARIABLE,
@@ -29,6 +25,7 @@ from service.exposition import (
     serving_metrics,
 )
 from service.lives import Lives
+from service.neighbours import shared_memory
 from service.orphans import keep_collecting
 from service.ports import reserved_port
 from service.reports import reports_from
@@ -70,10 +67,8 @@ async def supervise(settings: Settings, *, embedded: bool, on_ready: Callable[[]
         secret = settings.triton_secret.get_secret_value() or (secrets.token_urlsafe(32) if embedded else "")
         environment = {FOLDER_VARIABLE: str(folder), "SAM_TRITON_SECRET": secret}
         tenants = Authoriser(parse_api_keys(settings.api_keys.get_secret_value())).tenants
-        rates_fd = stack.enter_context(shared_buckets(len(tenants)))
-        canaries_fd = stack.enter_context(shared_canaries())
-        lanes_fds = [stack.enter_context(shared_rows(len(tenants), settings.workers)) for _ in Lane]
-        shared = Shared(folder, (rates_fd, canaries_fd, *lanes_fds), environment)
+        fds = stack.enter_context(shared_memory(len(tenants), settings.workers))
+        shared = Shared(folder, fds, environment)
         workers = Workers(settings.workers, shared, on_ready, answers)
         collectors = (WorkerProcesses(workers.pids, workers.restarts), CacheUsage(settings.arena_name))
         stack.enter_context(
@@ -111,7 +106,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all workers have: a folder for metrics, memory (`server.Neighbours`), and environment besides our own."""
+    """What all workers have: a folder for metrics, memory (`neighbours.SHARED`), and environment besides our own."""
 
     folder: Path
     fds: tuple[int, ...]

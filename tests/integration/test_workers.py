@@ -15,10 +15,8 @@ import grpc
 import httpx
 import pytest
 
-from service.admission.elsewhere import shared_rows
-from service.admission.rates import shared_buckets
-from service.canaries import shared_canaries
 from service.exposition import FOLDER_VARIABLE
+from service.neighbours import shared_memory
 from service.reports import Report, reports_from
 from service.rpc.pb import segment_anything_pb2 as pb
 from service.rpc.pb import segment_anything_pb2_grpc as pb_grpc
@@ -187,8 +185,8 @@ def test_a_worker_tells_of_itself_from_the_start_also_while_there_is_no_model(tm
     """By that its supervisor, here the test, tells one that waits from one that hangs."""
     settings = {**free_settings(), "SAM_WORKERS": "6"}
     reader, writer = os.pipe()
-    with shared_buckets(1) as rates_fd, shared_canaries() as canaries_fd, shared_rows(1, 6) as rows_fd:
-        fds = (writer, rates_fd, canaries_fd, rows_fd, rows_fd)
+    with shared_memory(1, 6) as shared:
+        fds = (writer, *shared)
         worker = subprocess.Popen(
             [sys.executable, "-m", "service.worker", *map(str, (5, os.getpid(), *fds))],
             cwd=ROOT,
