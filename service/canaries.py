@@ -5,28 +5,19 @@ worker waits for its own canary, the last of them knows that second later. And a
 click, which is enough for one worker to spend.
 """
 
-import mmap
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from time import monotonic
 
+from service.shared_numbers import mapped_numbers, shared_numbers
 from service.tensors import DECODER_MODEL, ENCODER_MODEL, REFINER_MODEL
 
 MODELS = (ENCODER_MODEL, DECODER_MODEL, REFINER_MODEL)
-NUMBER_BYTES = 8
-MEMORY_BYTES = NUMBER_BYTES * 2 * len(MODELS)  # when each model last failed a canary, and when each was last asked
+NUMBERS = 2 * len(MODELS)  # when each model last failed a canary, and when each was last asked
 
 
-@contextmanager
-def shared_canaries() -> Iterator[int]:
+def shared_canaries() -> AbstractContextManager[int]:
     """Yield a file descriptor of memory for `Canaries`, for the workers to inherit."""
-    fd = os.memfd_create("sam-canaries")
-    try:
-        os.ftruncate(fd, MEMORY_BYTES)
-        yield fd
-    finally:
-        os.close(fd)
+    return shared_numbers("sam-canaries", NUMBERS)
 
 
 class Canaries:
@@ -36,7 +27,7 @@ class Canaries:
     """
 
     def __init__(self, fd: int | None = None) -> None:
-        numbers = memoryview(mmap.mmap(-1 if fd is None else fd, MEMORY_BYTES)).cast("d")
+        numbers = mapped_numbers(fd, NUMBERS)
         self._failed_s, self._asked_s = numbers[: len(MODELS)], numbers[len(MODELS) :]
 
     def note_failure(self, model: str) -> None:

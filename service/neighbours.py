@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from service.admission.elsewhere import shared_rows
 from service.admission.rates import shared_buckets
@@ -20,7 +20,7 @@ class Neighbours:
     encodes_fd: int | None = None  # and of encodes
 
 
-SHARED = ("rates_fd", "canaries_fd", "prompts_fd", "encodes_fd")
+SHARED = tuple(each.name for each in fields(Neighbours) if each.name != "worker")
 
 
 @contextmanager

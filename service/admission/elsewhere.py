@@ -5,13 +5,14 @@ no lock; the row of one that died, or hangs, no longer counts after a while.
 """
 
 import math
-import mmap
-import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-NUMBER_BYTES = 8
+import numpy as np
+
+from service.shared_numbers import mapped_numbers, shared_numbers
+
 AT_WORK, BEAT_S, HEAD = 0, 1, 2  # of a row: how many are at work, when its worker last told, and its tenants from here
 ASKED_S, PRESSED_S, TURN_S, NUMBERS = 1, 2, 3, 4  # of each tenant, after how many it has at work
 SILENT_S = 3.0  # a worker tells of itself several times as often
@@ -33,15 +34,9 @@ def _numbers(tenants: int) -> int:
     return HEAD + NUMBERS * tenants
 
 
-@contextmanager
-def shared_rows(tenants: int, workers: int) -> Iterator[int]:
+def shared_rows(tenants: int, workers: int) -> AbstractContextManager[int]:
     """Yield a file descriptor of memory for the rows of so many workers, for them to inherit."""
-    fd = os.memfd_create("sam-at-work")
-    try:
-        os.ftruncate(fd, NUMBER_BYTES * _numbers(tenants) * workers)
-        yield fd
-    finally:
-        os.close(fd)
+    return shared_numbers("sam-at-work", _numbers(tenants) * workers)
 
 
 class Elsewhere:
@@ -65,8 +60,9 @@ class Elsewhere:
             return
         self._place_of = {tenant: HEAD + NUMBERS * index for index, tenant in enumerate(tenants)}
         numbers = _numbers(len(self._place_of))
-        memory = memoryview(mmap.mmap(rows_fd, NUMBER_BYTES * numbers * workers)).cast("d")
+        memory = mapped_numbers(rows_fd, numbers * workers)
         self._rows = [memory[index * numbers : (index + 1) * numbers] for index in range(workers)]
+        self._table = np.asarray(memory).reshape(workers, numbers)[:, HEAD:]
         self._own = self._rows[worker]
         self._others = [row for row in self._rows if row is not self._own]
         self._own[AT_WORK] = 0
@@ -117,10 +113,10 @@ class Elsewhere:
         if now_s - self._counted_s < COUNT_EVERY_S:
             return
         self._counted_s = now_s
-        self._asking, self._pressing = (
-            sum(any(row[place + number] > since_s for row in self._rows) for place in self._place_of.values())
-            for number, since_s in ((ASKED_S, now_s - LATELY_S), (PRESSED_S, now_s - CALM_S))
-        )
+        if self._rows:
+            asked, pressed = (self._table[:, number::NUMBERS].max(axis=0) for number in (ASKED_S, PRESSED_S))
+            asks = asked > now_s - LATELY_S
+            self._asking, self._pressing = int(asks.sum()), int((asks & (pressed > now_s - CALM_S)).sum())
 
     def _living(self, now_s: float) -> "list[memoryview[float]]":
         return [row for row in self._others if row[BEAT_S] > now_s - SILENT_S]

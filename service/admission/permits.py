@@ -101,7 +101,7 @@ class Permits:
             room.refuse(tenant, now_s)
             self._observer.refused(Refusal.WAIT)
             raise OverloadedError(
-                f"{room.held} requests of this kind are under way and {room.waiting} wait; come back in a moment",
+                f"{room.at_work(now_s)} requests of this kind are at work, {room.waiting} wait; come back in a moment",
                 retry_after_s=max(wait_s, MIN_RETRY_S),
             )
 

@@ -9,31 +9,23 @@ a lock held by a worker that hangs would stop them all.
 """
 
 import math
-import mmap
-import os
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from time import monotonic
 
 from service.admission.contract import Observer, Refusal, Unobserved
 from service.errors import RateLimitedError
+from service.shared_numbers import mapped_numbers, shared_numbers
 
-NUMBER_BYTES = 8
 NUMBERS = 2  # of each tenant: when its bucket will be full, and when it was last here
 LATELY_S = 10.0
 COUNT_EVERY_S = 1.0
 ROUNDING_S = 1e-6  # a request that is early by less is in time
 
 
-@contextmanager
-def shared_buckets(tenants: int) -> Iterator[int]:
+def shared_buckets(tenants: int) -> AbstractContextManager[int]:
     """Yield a file descriptor of memory for the buckets of so many tenants, for the workers to inherit."""
-    fd = os.memfd_create("sam-rates")
-    try:
-        os.ftruncate(fd, NUMBER_BYTES * NUMBERS * tenants)
-        yield fd
-    finally:
-        os.close(fd)
+    return shared_numbers("sam-rates", NUMBERS * tenants)
 
 
 class Rates:
@@ -64,8 +56,7 @@ class Rates:
         self._observer = observer or Unobserved()
         self._clock = clock
         tenants_there = len(self._bucket_of)
-        memory = mmap.mmap(-1 if buckets_fd is None else buckets_fd, NUMBER_BYTES * NUMBERS * tenants_there)
-        numbers = memoryview(memory).cast("d")
+        numbers = mapped_numbers(buckets_fd, NUMBERS * tenants_there)
         self._full_s, self._seen_s = numbers[:tenants_there], numbers[tenants_there:]
         self._active, self._counted_s = 1, -math.inf
 

@@ -124,7 +124,11 @@ class WaitingRoom:
         if self._is_within_share(tenant, now_s, limit):
             return self._within.count < limit
         room = limit if self._overtaken or not self._leaves_room(now_s) else min(FEW, limit)
-        return self.held + self._elsewhere.at_work(now_s) < room
+        return self.at_work(now_s) < room
+
+    def at_work(self, now_s: float) -> int:
+        """Return how many are at work, with all workers."""
+        return self.held + self._elsewhere.at_work(now_s)
 
     def take(self, tenant: str, now_s: float, limit: int) -> Permit:
         """Note that `tenant` has one more at work; among equals, its next turn comes last."""

@@ -230,7 +230,13 @@ def test_who_waits_goes_to_work_soon_after_work_of_its_tenant_has_ended_with_ano
     async def scenario(rows_fd: int) -> None:
         clock = Clock()
         both = [
-            Crowd(Permits(48, elsewhere={lane: Elsewhere(CALLERS, worker, 2, rows_fd) for lane in Lane}, clock=clock))
+            Crowd(
+                Permits(
+                    48,
+                    elsewhere={Lane.PROMPT: Elsewhere(), Lane.ENCODE: Elsewhere(CALLERS, worker, 2, rows_fd)},
+                    clock=clock,
+                )
+            )
             for worker in range(2)
         ]
         tasks = [both[0].come(tenant, Lane.ENCODE) for tenant in CALLERS[:3]]
