@@ -104,18 +104,23 @@ def p99_s(rounds: list[list[Samples]]) -> float:
     return statistics.quantiles(times_s, n=100)[-1]
 
 
-def moved_by(asked: Asked) -> tuple[float, float]:
-    """Return by how much of itself the p99 moved, and the standard error of that, by drawing rounds again (bootstrap).
+def chance_error(asked: Asked) -> float:
+    """Return the standard error of by how much of itself the p99 of the answered moves, rounds drawn again (bootstrap).
 
-    Of a few hundred uploads the last hundredth is three or four: two halves of the same run may be a fifth apart.
+    Of a few hundred uploads the last hundredth is three or four: two halves of the same run may be a fifth apart. Who
+    was not answered is left out: one more of them, and it would be the deadline, and any p99 within the error.
     """
+
+    def answered_p99_s(rounds: list[list[Samples]]) -> float:
+        times_s = [sample.took_s for others in rounds for samples in others for sample in samples.of(OK)]
+        return statistics.quantiles(times_s, n=100)[-1]
 
     def moved_in(rounds: Sequence[int]) -> float:
         fair, unfair = ([of[number] for number in rounds] for of in (asked.fair, asked.unfair))
-        return p99_s(unfair) / p99_s(fair) - 1
+        return answered_p99_s(unfair) / answered_p99_s(fair)
 
     every, chance = range(len(asked.fair)), random.Random(0)  # noqa: S311 - chance, not secrets
-    return moved_in(every), statistics.stdev(moved_in(chance.choices(every, k=len(every))) for _ in range(200))
+    return statistics.stdev(moved_in(chance.choices(every, k=len(every))) for _ in range(200))
 
 
 def answered_of(rounds: list[list[Samples]]) -> tuple[int, int]:
@@ -151,7 +156,7 @@ def test_a_tenant_at_twenty_times_its_share_does_not_move_the_others(
         )
         assert kept
     assert became.refused > 0
-    assert answered >= (0.99 if full else 0.9) * asked  # of the two dozen of the short form one may be refused
+    assert answered >= (0.99 * asked if full else asked - 1)  # at the beginning the limit still falls
 
 
 def test_a_tenant_that_uploads_twenty_times_its_share_does_not_move_the_others(
@@ -171,7 +176,7 @@ def test_a_tenant_that_uploads_twenty_times_its_share_does_not_move_the_others(
     assert became.refused > 0
     assert kept
     if full:
-        by, error = moved_by(became)
+        by, error = p99_s(became.unfair) / p99_s(became.fair) - 1, chance_error(became)
         answered_before, asked_before = answered_of(became.fair)
         kept = by - error < 0.1 and answered_before >= 0.99 * asked_before
         report(
