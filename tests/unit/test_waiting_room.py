@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -13,15 +14,19 @@ TENANTS = ("greedy", "ann", "ben", "cy")
 LIMIT = 16
 
 
-@pytest.fixture(params=[1, 2, 3])
-def rooms(request: pytest.FixtureRequest) -> Iterator[list[WaitingRoom]]:
-    """One of each worker."""
-    workers: int = request.param
+@contextmanager
+def opened(workers: int, most: int = LIMIT, *, overtaken: bool = False) -> Iterator[list[WaitingRoom]]:
+    """Yield a room of each worker."""
     with shared_rows(len(TENANTS), workers) as fd:
-        rooms = [
-            WaitingRoom(LIMIT, 64, overtaken=False, elsewhere=Elsewhere(TENANTS, index, workers, fd))
+        yield [
+            WaitingRoom(most, 64, overtaken=overtaken, elsewhere=Elsewhere(TENANTS, index, workers, fd))
             for index in range(workers)
         ]
+
+
+@pytest.fixture(params=[1, 2, 3])
+def rooms(request: pytest.FixtureRequest) -> Iterator[list[WaitingRoom]]:
+    with opened(request.param) as rooms:
         yield rooms
 
 
@@ -86,11 +91,7 @@ def test_who_is_refused_by_any_worker_while_it_has_others_under_way_presses(room
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_prompts_beyond_a_share_are_no_more_with_several_workers_and_others_find_room(workers: int) -> None:
-    with shared_rows(len(TENANTS), workers) as fd:
-        rooms = [
-            WaitingRoom(2 * LIMIT, 64, overtaken=True, elsewhere=Elsewhere(TENANTS, index, workers, fd))
-            for index in range(workers)
-        ]
+    with opened(workers, 2 * LIMIT, overtaken=True) as rooms:
         come(rooms, 100.0)
         held = let_in(rooms, "greedy", 4 * LIMIT, 101.0)
         assert len(held) == LIMIT
@@ -104,10 +105,7 @@ def test_a_tenant_that_alone_asks_has_all_there_is_though_others_ask_for_other_t
 
 @pytest.mark.parametrize("now_s", [101.0, 101.0 + SILENT_S])
 def test_what_a_silent_worker_has_at_work_does_not_count(now_s: float) -> None:
-    with shared_rows(len(TENANTS), 2) as fd:
-        one, other = (
-            WaitingRoom(LIMIT, 64, overtaken=False, elsewhere=Elsewhere(TENANTS, index, 2, fd)) for index in range(2)
-        )
+    with opened(2) as (one, other):
         come([one, other], 100.0)
         let_in([one], "greedy", 3 * LIMIT, 101.0)
         assert bool(let_in([other], "greedy", 1, now_s)) == (now_s > 101.0)
@@ -125,10 +123,7 @@ def test_where_all_that_is_at_work_is_elsewhere_few_may_wait_and_for_as_long_as_
             other.line_up("greedy")
         assert other.is_full_for("greedy")
 
-    with shared_rows(len(TENANTS), 2) as fd:
-        rooms = (
-            WaitingRoom(LIMIT, 64, overtaken=False, elsewhere=Elsewhere(TENANTS, index, 2, fd)) for index in range(2)
-        )
+    with opened(2) as rooms:
         asyncio.run(scenario(*rooms))
 
 
@@ -145,10 +140,7 @@ def test_of_two_workers_the_one_that_waits_for_longer_has_its_turn() -> None:
         assert one.next_turn(102.0, LIMIT) is None
         assert other.next_turn(102.0, LIMIT) is not None
 
-    with shared_rows(len(TENANTS), 2) as fd:
-        rooms = (
-            WaitingRoom(LIMIT, 64, overtaken=False, elsewhere=Elsewhere(TENANTS, index, 2, fd)) for index in range(2)
-        )
+    with opened(2) as rooms:
         asyncio.run(scenario(*rooms))
 
 
